@@ -12,3 +12,12 @@ impl Clock {
         Stamp { wall_us: 0, boot_us: 0, clock_trusted: false }
     }
 }
+
+/// Free bytes for this user on the file system of `dir`.
+///
+/// # Errors
+/// The file system does not answer.
+pub fn free_bytes(dir: &std::path::Path) -> std::io::Result<u64> {
+    let stat = rustix::fs::statvfs(dir)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
