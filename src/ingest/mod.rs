@@ -1,0 +1,126 @@
+//! The way in: every input hands its drafts to [`Admission`] and acknowledges only what came back durable.
+//!
+//! Admission validates against the limits, stamps time and id, encodes into a batch, appends it to the buffer and
+//! then, after the sync and never before, offers a ping for each event. Inputs know their own protocol and nothing
+//! of sinks.
+
+pub mod mqtt;
+pub mod topic;
+pub mod unix;
+
+use std::sync::Arc;
+
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use crate::buffer::{Appended, Batch, Buffer, Refused, Wait};
+use crate::error::Class;
+use crate::event::{Draft, InvalidEvent, Ping};
+use crate::stats::Stats;
+use crate::system::Clock;
+
+/// Why a draft was not taken into a batch. Class: always [`Class::Reject`]; the producer is told, the line goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// A field is missing or wrong.
+    #[error(transparent)]
+    Invalid(#[from] InvalidEvent),
+    /// The event is above `limits.max_event_bytes`.
+    #[error("the event has {bytes} bytes as stored, limits.max_event_bytes allows {bytes_max}")]
+    TooLarge {
+        /// Encoded size.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+}
+
+impl Refusal {
+    /// The caller's reaction.
+    pub fn class(&self) -> Class {
+        Class::Reject
+    }
+}
+
+/// What every input shares: limits, clock, buffer and the way to the pings. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    buffer: Buffer,
+    event_bytes_max: usize,
+    clock: Arc<Clock>,
+    stats: Arc<Stats>,
+    pings: Option<Pings>,
+}
+
+/// Where pings go right after the sync (`redis.ping_after = "durable"`).
+#[derive(Debug, Clone)]
+pub struct Pings {
+    /// The sink's bounded queue; a ping that does not fit is dropped and counted.
+    pub queue: mpsc::Sender<Ping>,
+    /// How the channel is named.
+    pub channel: crate::event::ChannelTemplate,
+}
+
+impl Admission {
+    /// The way into `buffer`; `pings` is `None` when nobody listens or pings wait for Kafka.
+    pub fn new(
+        buffer: Buffer,
+        event_bytes_max: usize,
+        clock: Arc<Clock>,
+        stats: Arc<Stats>,
+        pings: Option<Pings>,
+    ) -> Self {
+        Self { buffer, event_bytes_max, clock, stats, pings }
+    }
+
+    /// Largest encoded event in bytes (`limits.max_event_bytes`); inputs bound their frames by it.
+    pub fn event_bytes_max(&self) -> usize {
+        self.event_bytes_max
+    }
+
+    /// The agent's counters.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Validates, stamps and encodes one draft into `batch`. Counts a refusal (`invalid` or `too_large`).
+    ///
+    /// # Errors
+    /// [`Refusal`]: this draft can never be taken; the batch is unchanged.
+    pub fn admit(&self, draft: &Draft<'_>, batch: &mut Batch) -> Result<(), Refusal> {
+        let event = draft.stamped(self.clock.now()).inspect_err(|_| self.stats.invalid.add(1))?;
+        batch.push(&event, self.event_bytes_max).map_err(|bytes| {
+            self.stats.too_large.add(1);
+            Refusal::TooLarge { bytes, bytes_max: self.event_bytes_max }
+        })?;
+        Ok(())
+    }
+
+    /// Makes a batch durable and then offers its pings. The caller acknowledges its events when this returns `Ok`.
+    ///
+    /// # Errors
+    /// [`Refused`]: nothing was acknowledged; see [`crate::buffer::AppendError`] for what to do.
+    ///
+    /// Cancel safe: no, as [`Buffer::append`].
+    pub async fn append(&self, batch: Batch, wait: Wait) -> Result<Appended, Refused> {
+        let appended = self.buffer.append(batch, wait).await?;
+        if let Some(pings) = &self.pings {
+            pings.offer(&appended.batch, &self.stats);
+        }
+        Ok(appended)
+    }
+}
+
+impl Pings {
+    fn offer(&self, batch: &Batch, stats: &Stats) {
+        let mut left = batch.len() as u64;
+        for event in batch.events() {
+            // Order: reserve before rendering, so that a full queue costs nothing per event.
+            let Ok(place) = self.queue.try_reserve() else { break };
+            place.send(self.channel.ping(&event));
+            left -= 1;
+        }
+        stats.pings_dropped.add(left);
+    }
+}

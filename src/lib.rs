@@ -1,0 +1,23 @@
+//! fieldpost: an edge publisher agent. Sensors hand it events over MQTT or a Unix socket; they are durable from the
+//! moment they are acknowledged, reach Kafka once the line allows, and whoever watches is pinged through Redis.
+//!
+//! ```text
+//! mqtt ─┐                       ┌─ ack to source (only after durable)
+//!       ├─> ingest ─append──> buffer ──read──> drain ──> sink::kafka
+//! unix ─┘            durable seq ┘  <──commit(seq)── drain   (at least once, order kept)
+//!                                └─ try_send ping ──> sink::redis (best effort, dropped when full, counted)
+//! ```
+//!
+//! The one idea: a record is either in the buffer, durable, or it is not ours yet. Read ARCHITECTURE.md next.
+
+pub mod backoff;
+pub mod buffer;
+pub mod drain;
+pub mod error;
+pub mod event;
+pub mod ingest;
+pub mod log;
+pub mod secret;
+pub mod sink;
+pub mod stats;
+pub mod system;

@@ -1,0 +1,4 @@
+//! The ways out. A sink is told what to send and reports what became of it; it never sees the buffer.
+
+pub mod kafka;
+pub mod redis;

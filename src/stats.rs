@@ -1,0 +1,116 @@
+//! Counters and link states that every stage writes and the status line, `STATUS=` and the log read.
+//!
+//! Plain atomics: a counter costs one relaxed add and nobody ever waits for a reader.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The sum so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a stage knows about its peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum LinkState {
+    /// The input or sink is not configured.
+    Off = 0,
+    /// Not connected, or the last answer was an error; it is being tried.
+    Down = 1,
+    /// Connected and answering.
+    Up = 2,
+}
+
+impl LinkState {
+    /// One word for logs and the status line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Down => "down",
+            Self::Up => "up",
+        }
+    }
+}
+
+/// A link's state, shared between the stage that owns the link and whoever shows it.
+#[derive(Debug, Default)]
+pub struct Link(AtomicU8);
+
+impl Link {
+    /// The state now.
+    pub fn get(&self) -> LinkState {
+        match self.0.load(Ordering::Relaxed) {
+            2 => LinkState::Up,
+            1 => LinkState::Down,
+            _ => LinkState::Off,
+        }
+    }
+
+    /// Sets the state and says whether it changed, so that a change is logged once.
+    pub fn set(&self, state: LinkState) -> bool {
+        self.0.swap(state as u8, Ordering::Relaxed) != state as u8
+    }
+}
+
+/// All counters of one agent since its start. Units: events, unless the name says otherwise.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Events durable in the buffer that came over MQTT.
+    pub mqtt_in: Counter,
+    /// Events durable in the buffer that came over the Unix socket.
+    pub unix_in: Counter,
+    /// Publishes and lines that cannot become an event (bad topic, not JSON, missing field).
+    pub invalid: Counter,
+    /// Publishes and lines above `limits.max_event_bytes`.
+    pub too_large: Counter,
+    /// Events refused because the buffer was full or not writable in time.
+    pub refused: Counter,
+    /// Acknowledgements of an older MQTT connection that were dropped; the broker delivers those again.
+    pub mqtt_acks_dropped: Counter,
+    /// QoS 0 publishes dropped because the buffer could not take them in time (nobody waits for an answer).
+    pub mqtt_qos0_dropped: Counter,
+    /// Connections of the Unix socket open now: opened minus closed.
+    pub unix_opened: Counter,
+    /// See [`Stats::unix_opened`].
+    pub unix_closed: Counter,
+    /// Events that Kafka confirmed.
+    pub kafka_out: Counter,
+    /// Events given up under `delivery = "at_most_once"` because Kafka refused them.
+    pub kafka_lost: Counter,
+    /// Pings handed to Redis and answered.
+    pub pings_out: Counter,
+    /// Pings dropped: queue full, link down, or no answer in time.
+    pub pings_dropped: Counter,
+    /// State of the link to the MQTT broker.
+    pub mqtt: Link,
+    /// State of the link to Kafka.
+    pub kafka: Link,
+    /// State of the link to Redis.
+    pub redis: Link,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_tells_a_change_once() {
+        let link = Link::default();
+        assert_eq!(link.get(), LinkState::Off);
+        assert!(link.set(LinkState::Down));
+        assert!(!link.set(LinkState::Down));
+        assert!(link.set(LinkState::Up));
+        assert_eq!(link.get().word(), "up");
+    }
+}
