@@ -40,10 +40,12 @@ fuzz: ## Each fuzz target for FUZZ_SECONDS (60), on the nightly toolchain
 	@cargo fuzz --version >/dev/null 2>&1 || { echo 'cargo-fuzz is missing: cargo install cargo-fuzz --locked' >&2; exit 69; }
 	for target in $$(cargo +nightly fuzz list); do cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS); done
 
+# The compiler's own counters: fast, and without stopping the processes under test, but written at a process's end, so
+# that what only a killed agent ran does not show.
 .PHONY: coverage
 coverage: ## Line coverage of all tests, the agent's own process included, into target/coverage
 	@cargo tarpaulin --version >/dev/null 2>&1 || { echo 'cargo-tarpaulin is missing: cargo install cargo-tarpaulin --locked' >&2; exit 69; }
-	$(SERVICES) run -- cargo tarpaulin --locked --follow-exec --skip-clean --target-dir target/coverage/build --output-dir target/coverage --out html --out stdout $(ARGS)
+	$(SERVICES) run -- cargo tarpaulin --locked --engine llvm --follow-exec --skip-clean --target-dir target/coverage/build --output-dir target/coverage --out html --out stdout $(ARGS)
 
 .PHONY: services-up
 services-up: ## Kafka, Redis and Mosquitto that stay; then: eval "$(deploy/services env)" and cargo test
