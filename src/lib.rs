@@ -17,6 +17,7 @@ pub mod error;
 pub mod event;
 pub mod ingest;
 pub mod log;
+pub mod ping;
 pub mod secret;
 pub mod sink;
 pub mod stats;
