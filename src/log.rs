@@ -141,8 +141,9 @@ fn filter(level: &str) -> Result<EnvFilter, LogError> {
     let error = |reason: String| LogError::Level { level: level.to_owned(), reason };
     let parts: Vec<_> = level.split(',').map(str::trim).collect();
     for part in &parts {
-        // The filter would take a misspelt level for the name of a module and then log nothing at all.
-        if !part.contains(['=', '[', ']']) && LevelFilter::from_str(part).is_err() {
+        // The filter would take a misspelt level for the name of a module and then log nothing at all, and an
+        // empty one for `error`.
+        if part.is_empty() || !part.contains(['=', '[', ']']) && LevelFilter::from_str(part).is_err() {
             return Err(error(format!("{part:?} is not a level")));
         }
     }
