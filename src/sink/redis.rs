@@ -188,8 +188,7 @@ impl Connection {
     /// Connects, authenticates and sees one answer, all within `options.timeout`.
     async fn open(options: &Options) -> Result<Self, RedisError> {
         within(options.timeout, async {
-            // Boxed: the futures of the handshake would make everything that awaits this large.
-            let stream = Box::pin(stream(options)).await?;
+            let stream = stream(options).await?;
             let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
             let config = AsyncConnectionConfig::new().set_response_timeout(None).set_pipeline_buffer_size(1);
             let (client, driver) = MultiplexedConnection::new_with_config(&settings, stream, config).await?;
@@ -204,7 +203,14 @@ impl Connection {
     /// the credentials.
     async fn greet(&mut self, options: &Options) -> Result<(), RedisError> {
         let login = options.username.is_some() || options.password.is_some();
-        match self.tell(&redis::cmd("PING")).await? {
+        let answer = self.tell(&redis::cmd("PING")).await.map_err(|error| match error {
+            // What OpenSSL says of the alert is lost on the way through the client.
+            RedisError::Lost { reason } if options.tls => RedisError::Lost {
+                reason: format!("{reason} right after the TLS handshake, perhaps for want of a client certificate (tls-auth-clients)"),
+            },
+            error => error,
+        });
+        match answer? {
             Value::ServerError(error) if error.code() == "NOAUTH" && login => {}
             // A user that may publish but not PING is as good as any: Redis has answered.
             Value::ServerError(error) if error.code() == "NOPERM" => {}
@@ -369,7 +375,9 @@ struct Sink {
 impl Sink {
     async fn connecting(&mut self) -> State {
         let options = Arc::clone(&self.options);
-        match self.discarding(async move { Connection::open(&options).await }).await {
+        // Boxed: what a handshake needs is given back once the link is up.
+        let open = Box::pin(async move { Connection::open(&options).await });
+        match self.discarding(open).await {
             None => State::Stopped,
             Some(Err(error)) => self.failed(&error),
             Some(Ok(connection)) => {
@@ -509,7 +517,7 @@ impl Sink {
 ///
 /// Cancel safe: yes, dropping it closes the connection.
 pub async fn probe(options: &Options, channel: &str) -> Result<String, RedisError> {
-    let mut connection = Connection::open(options).await?;
+    let mut connection = Box::pin(Connection::open(options)).await?;
     within(options.timeout, async {
         let product = product(&connection.tell(redis::cmd("INFO").arg("server")).await?);
         // Order: nothing is sent before MULTI is known to hold; outside a transaction PUBLISH would be heard.
