@@ -392,8 +392,3 @@ mod tests {
         assert_eq!(LIMITED.allow(), None);
     }
 }
-
-/// tmp
-pub fn quietly<T>(f: impl FnOnce() -> T + std::panic::UnwindSafe) -> std::thread::Result<T> {
-    std::panic::catch_unwind(f)
-}

@@ -349,12 +349,3 @@ mod tests {
         }
     }
 }
-
-/// Free bytes for this user on the file system of `dir`.
-///
-/// # Errors
-/// The file system does not answer.
-pub fn free_bytes(dir: &std::path::Path) -> std::io::Result<u64> {
-    let stat = rustix::fs::statvfs(dir)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-}

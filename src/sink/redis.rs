@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::error::Class;
-use crate::event::Ping;
+use crate::ping::Ping;
 use crate::log::Limited;
 use crate::secret::Secret;
 use crate::stats::{LinkState, Stats};
