@@ -68,7 +68,7 @@ pub(super) async fn serve<W: Wire>(
         if station.is_done(append.is_some(), now) {
             return Ok(());
         }
-        let wake = station.wake_at(append.is_some());
+        let wake = station.wake_at(append.is_some(), now);
         if let Some(at) = wake.filter(|&at| at != timer.deadline()) {
             timer.as_mut().reset(at);
         }
@@ -386,17 +386,17 @@ impl<W: Wire> Station<W> {
 
     // ---- the buffer ---------------------------------------------------------------------------------------------
 
-    /// When the load that gathers is to be appended.
-    fn due_at(&self) -> Option<Instant> {
+    /// When the load that gathers is to be appended; `now` if it is time.
+    fn due_at(&self, now: Instant) -> Option<Instant> {
         let gathered = self.submitted.map(|at| at + GATHER);
         let urgent = self.batch.bytes() >= LOAD_BYTES || self.book.is_widest() || self.stop_by.is_some();
-        let at = gathered.filter(|_| !urgent).unwrap_or_else(Instant::now);
+        let at = gathered.filter(|&at| at > now && !urgent).unwrap_or(now);
         (!self.batch.is_empty()).then_some(at)
     }
 
     /// Starts the append of the load, if it is time.
     fn submit(&mut self, now: Instant) -> Option<Append> {
-        self.due_at().filter(|&at| at <= now)?;
+        self.due_at(now).filter(|&at| at <= now)?;
         self.submitted = Some(now);
         self.load += 1;
         let batch = std::mem::replace(&mut self.batch, std::mem::take(&mut self.spare));
@@ -485,8 +485,8 @@ impl<W: Wire> Station<W> {
 
     // ---- time ---------------------------------------------------------------------------------------------------
 
-    fn wake_at(&self, appending: bool) -> Option<Instant> {
-        let due = if appending { None } else { self.due_at() };
+    fn wake_at(&self, appending: bool, now: Instant) -> Option<Instant> {
+        let due = if appending { None } else { self.due_at(now) };
         [due, self.subscriptions.due_at(), self.stop_by].into_iter().flatten().min()
     }
 
