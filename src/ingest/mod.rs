@@ -4,6 +4,7 @@
 //! then, after the sync and never before, offers a ping for each event. Inputs know their own protocol and nothing
 //! of sinks.
 
+pub(crate) mod form;
 pub mod mqtt;
 pub mod topic;
 pub mod unix;
