@@ -12,6 +12,7 @@
 
 pub mod backoff;
 pub mod buffer;
+pub mod cli;
 pub mod drain;
 pub mod error;
 pub mod event;
