@@ -12,6 +12,8 @@
 
 pub mod backoff;
 pub mod buffer;
+
+pub mod config;
 pub mod drain;
 pub mod error;
 pub mod event;

@@ -18,4 +18,6 @@ pub struct Options {
     pub delivery: Delivery,
     /// Time between two hand-overs to Kafka: latency against CPU.
     pub round_interval: Duration,
+    /// Most bytes of events read from the buffer and not yet confirmed by Kafka.
+    pub window_bytes_max: usize,
 }

@@ -48,4 +48,6 @@ pub struct Options {
     pub receive_maximum: u16,
     /// Keep-alive; a dead link is noticed after 1.5 times this.
     pub keep_alive: Duration,
+    /// Most bytes of messages received and not yet durable; above it nothing more is read from the broker.
+    pub pending_bytes_max: usize,
 }

@@ -1,5 +1,7 @@
 //! Kafka through librdkafka: the only file that names rdkafka.
 
+use crate::secret::Secret;
+
 /// Compression of record batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -33,4 +35,10 @@ pub struct Options {
     pub timestamp: Timestamp,
     /// Further librdkafka properties, checked against the ones that the promise rests on.
     pub properties: Vec<(String, String)>,
+    /// Most bytes of records in librdkafka's queue (`queue.buffering.max.kbytes`).
+    pub queue_bytes_max: usize,
+    /// Largest record in bytes, the largest event in its envelope (`message.max.bytes`).
+    pub record_bytes_max: usize,
+    /// Properties that are secret, by librdkafka's names (`sasl.password`, `ssl.key.password`).
+    pub secrets: Vec<(&'static str, Secret)>,
 }
