@@ -10,9 +10,11 @@
 //!
 //! The one idea: a record is either in the buffer, durable, or it is not ours yet. Read ARCHITECTURE.md next.
 
+pub mod agent;
 pub mod backoff;
 pub mod buffer;
 pub mod cli;
+pub mod config;
 pub mod drain;
 pub mod error;
 pub mod event;

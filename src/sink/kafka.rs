@@ -16,6 +16,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerConte
 use tokio::sync::Notify;
 
 use super::{Outcome, Producer, ProducerError, Record, Report, SendError};
+use crate::secret::Secret;
 use crate::stats::{LinkState, Stats};
 
 /// Compression of record batches.
@@ -51,8 +52,12 @@ pub struct Options {
     pub timestamp: Timestamp,
     /// Further librdkafka properties, checked against the ones that the promise rests on.
     pub properties: Vec<(String, String)>,
-    /// Most bytes of records in librdkafka's queue.
+    /// Most bytes of records in librdkafka's queue (`queue.buffering.max.kbytes`).
     pub queue_bytes_max: usize,
+    /// Largest record in bytes, the largest event in its envelope (`message.max.bytes`).
+    pub record_bytes_max: usize,
+    /// Properties that are secret, by librdkafka's names (`sasl.password`, `ssl.key.password`).
+    pub secrets: Vec<(&'static str, Secret)>,
 }
 
 /// Properties that the promise rests on, with their values. Numbers from measurements (ARCHITECTURE.md).
@@ -72,11 +77,9 @@ pub const OWN_PROPERTIES: [(&str, &str); 8] = [
 ];
 
 /// Properties that are set only where the configuration says nothing else.
-const DEFAULT_PROPERTIES: [(&str, &str); 3] = [
+const DEFAULT_PROPERTIES: [(&str, &str); 2] = [
     // A topic's max.message.bytes (1 MiB by default) counts the batch: half of it leaves room.
     ("batch.size", "524288"),
-    // Events above the batch size still go out, one to a batch; the topic has the last word.
-    ("message.max.bytes", "16777216"),
     // How soon a link that died or came back while nothing is sent is noticed.
     ("statistics.interval.ms", "5000"),
 ];
@@ -94,6 +97,11 @@ pub(crate) fn client_config(options: &Options) -> ClientConfig {
     for (name, value) in OWN_PROPERTIES {
         config.set(name, value);
     }
+    for (name, value) in &options.secrets {
+        config.set(*name, value.reveal());
+    }
+    // An event above the batch size still goes out, in a batch of its own; the topic has the last word.
+    config.set("message.max.bytes", options.record_bytes_max.to_string());
     config.set("queue.buffering.max.kbytes", (options.queue_bytes_max / 1024).max(1).to_string());
     config.set(
         "compression.codec",

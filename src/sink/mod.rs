@@ -89,7 +89,7 @@ impl ProducerError {
 }
 
 /// The drain's way to Kafka.
-pub trait Producer {
+pub trait Producer: Send {
     /// Queues a record. In the order of the calls within a partition, as long as nothing is rejected.
     ///
     /// # Errors
@@ -103,7 +103,7 @@ pub trait Producer {
     /// Returns when there are reports, or the producer has become fatal.
     ///
     /// Cancel safe: yes.
-    fn reported(&self) -> impl Future<Output = ()>;
+    fn reported(&self) -> impl Future<Output = ()> + Send;
 
     /// Why the producer is broken, if it is.
     fn fatal(&self) -> Option<String>;
