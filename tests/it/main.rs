@@ -11,6 +11,9 @@
     reason = "a test that cannot go on fails by panicking, with the place and the reason"
 )]
 
+mod crash;
+mod full;
 mod harness;
+mod outage;
 mod services_obey;
 mod unix;
