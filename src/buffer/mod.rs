@@ -16,6 +16,7 @@ use crate::error::Class;
 use crate::event::Seq;
 
 mod batch;
+pub mod probe;
 
 pub use batch::Batch;
 

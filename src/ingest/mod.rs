@@ -5,8 +5,10 @@
 //! of sinks.
 
 pub mod mqtt;
+pub mod mqtt_probe;
 pub mod topic;
 pub mod unix;
+pub mod unix_probe;
 
 use std::sync::Arc;
 
