@@ -13,6 +13,7 @@
 pub mod backoff;
 pub mod buffer;
 
+pub mod cli;
 pub mod config;
 pub mod drain;
 pub mod error;
