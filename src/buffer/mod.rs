@@ -25,6 +25,7 @@ mod batch;
 pub mod block;
 mod generations;
 mod identity;
+pub mod probe;
 mod run;
 mod sled;
 pub mod store;

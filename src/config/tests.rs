@@ -344,7 +344,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "[log]\nlevel = \"inof\"",
-        "fieldpost.toml:2: log.level = \"inof\": `inof` is not a level; allowed: off, error, warn, info, debug, trace, or a list with module=level",
+        "fieldpost.toml:2: log.level = \"inof\": \"inof\" is not a level; allowed: off, error, warn, info, debug, trace, or a list with module=level",
     ),
     ("[log]\nformat = \"xml\"", "fieldpost.toml:2: log.format = \"xml\": not known; allowed: text, json"),
 ];
@@ -564,6 +564,37 @@ fn the_effective_configuration_loads_to_itself() {
 }
 
 #[test]
+fn the_effective_configuration_reads_well() {
+    let text = "[log]\nformat = \"json\"\n[redis]\nqueue = 7\n";
+    let loaded =
+        load_with(text, &[("FIELDPOST_REDIS__PASSWORD", "hush"), ("FIELDPOST_LOG__LEVEL", "warn")]).unwrap();
+    let shown = effective_toml(&loaded.effective);
+    let tail = shown.split_once("[redis]").unwrap().1;
+    assert_eq!(
+        tail,
+        r##"
+# url is not set: no pings are sent
+# username is not set: none is sent
+# password_file is not set: none is sent
+# password = ***                             # from FIELDPOST_REDIS__PASSWORD
+channel = "events:{source_type}:{source_id}" # default
+ping_after = "durable"                       # default
+queue = 7                                    # line 4
+timeout = "2s"                               # default
+
+[log]
+level = "warn"                               # from FIELDPOST_LOG__LEVEL
+format = "json"                              # line 2
+"##
+    );
+    let json = effective_json(&loaded.effective);
+    assert_eq!(json["redis.queue"]["value"], 7);
+    assert_eq!(json["redis.password"]["value"], "***");
+    assert_eq!(json["redis.url"]["value"], serde_json::Value::Null);
+    assert_eq!(json["log.level"]["place"], "FIELDPOST_LOG__LEVEL");
+}
+
+#[test]
 fn kafka_is_required_to_run() {
     assert_eq!(
         defaults().kafka().unwrap_err().to_string(),
@@ -615,6 +646,20 @@ fn key_tables(read: &Outcome) -> String {
         }
     }
     text
+}
+
+proptest::proptest! {
+    /// Whatever stands in the file and in the environment: an answer, never a panic.
+    #[test]
+    fn any_text_is_answered(
+        text in "(\\[(agent|mqtt|kafka|limits|kafka.properties)\\]\n)?(url|id|qos|memory|a\\.b) ?= ?(\\PC{0,12}|\"\\PC{0,12}\"|[0-9]{1,25})\n\\PC{0,20}",
+        section in "(AGENT|MQTT|REDIS|KAFKA|LIMITS|[A-Z_]{0,6})",
+        key in "(ID|URL|QOS|TOPICS|MODE|PROPERTIES|MEMORY|[A-Z_]{0,6})",
+        value in "\\PC{0,20}",
+    ) {
+        let _ = load_with(&text, &[(&format!("FIELDPOST_{section}__{key}"), &value)]);
+        let _ = load_with("", &[(&format!("FIELDPOST_{section}__{key}"), &value)]);
+    }
 }
 
 /// Compares a generated text with the file that holds it; with FIELDPOST_BLESS set the file is written instead.
