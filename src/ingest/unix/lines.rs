@@ -113,7 +113,8 @@ impl Lines {
         self.compact();
         if self.buffer.is_empty() {
             self.buffer = Vec::new();
-        } else {
+        } else if self.buffer.len() <= FIRST_BYTES {
+            // Not for a long line: one that comes byte by byte would be copied to and fro each time.
             self.buffer.shrink_to(FIRST_BYTES);
         }
     }
@@ -277,6 +278,21 @@ mod tests {
         lines.idle();
         assert_eq!(lines.capacity(), 0);
         assert_eq!(seen.len(), 3);
+    }
+
+    #[test]
+    fn a_long_line_that_comes_in_drops_is_not_copied_each_time() {
+        let mut lines = Lines::new(1 << 20);
+        let mut seen = Vec::new();
+        feed(&mut lines, &vec![b'x'; 1 << 19], &mut seen);
+        let mut moves = 0;
+        for _ in 0..10_000 {
+            let before = lines.buffer.as_ptr();
+            lines.idle();
+            feed(&mut lines, b"x", &mut seen);
+            moves += usize::from(lines.buffer.as_ptr() != before);
+        }
+        assert!(moves <= 2, "{moves}");
     }
 
     proptest! {
