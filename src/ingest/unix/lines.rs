@@ -1,5 +1,5 @@
 //! Cuts a stream of bytes into numbered lines inside a bounded buffer. Pure: whoever owns the socket reads into
-//! [`Lines::space`] and then takes lines until there is none.
+//! it by [`Lines::read`] and then takes lines until there is none.
 //!
 //! A line longer than the bound is announced once, as soon as that is known, and its bytes are thrown away as they
 //! come. Memory follows need: nothing while idle, [`FIRST_BYTES`] for a lone line, [`CHUNK_BYTES`] for a burst, and
