@@ -1,7 +1,12 @@
-//! The `fieldpost` command: parses the command line, hands over to one command, exits with its code.
+//! The `fieldpost` command: parses the command line and hands over to one command.
 
 use std::process::ExitCode;
 
+use fieldpost::cli::Cli;
+
 fn main() -> ExitCode {
-    fieldpost::cli::Cli::parse_or_exit_code(std::env::args_os()).map_or_else(|code| code, |cli| cli.run())
+    match Cli::parse_or_exit_code(std::env::args_os()) {
+        Ok(cli) => cli.run(),
+        Err(code) => code,
+    }
 }

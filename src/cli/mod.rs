@@ -4,6 +4,8 @@ pub mod check;
 pub mod config;
 pub mod exit;
 pub mod load;
+pub mod run;
+pub mod send;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -22,14 +24,17 @@ pub struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Run(run::Args),
     Check(check::Args),
     Config(config::Args),
+    Send(Box<send::Send>),
 }
 
 const AFTER_HELP: &str = "\
 Examples:
   fieldpost config --example > fieldpost.toml  write a file with every key and its default
   fieldpost check --config fieldpost.toml      is it right, and do the services answer?
+  fieldpost run --config fieldpost.toml        the agent
 
 Exit codes:
   0   done                       74  storage cannot be used
@@ -58,8 +63,10 @@ impl Cli {
     /// Runs the command.
     pub fn run(self) -> ExitCode {
         match self.command {
+            Command::Run(args) => args.run(),
             Command::Check(args) => args.run(),
             Command::Config(args) => args.run(),
+            Command::Send(args) => args.run(),
         }
     }
 }

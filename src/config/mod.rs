@@ -24,8 +24,8 @@ mod value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::event::ChannelTemplate;
 use crate::ingest::{mqtt, unix};
+use crate::ping::ChannelTemplate;
 use crate::sink::{kafka, redis};
 use crate::{buffer, drain, log};
 

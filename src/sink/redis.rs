@@ -33,8 +33,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::error::Class;
-use crate::event::Ping;
 use crate::log::Limited;
+use crate::ping::Ping;
 use crate::secret::Secret;
 use crate::stats::{LinkState, Stats};
 

@@ -50,7 +50,7 @@ fn buffer(config: &Config) -> Vec<Finding> {
         }
     };
     // One event and its surroundings must fit, or the agent cannot take a thing.
-    let needed = (options.event_bytes_max as u64).saturating_mul(4);
+    let needed = (config.limits.event_bytes_max as u64).saturating_mul(4);
     if found.free_bytes < needed {
         let message = format!(
             "{dir}: only {free} free on its file system, {} needed; make room or set agent.data_dir",

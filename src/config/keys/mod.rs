@@ -45,7 +45,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let unix = inputs::unix(r);
     let limits = limits(r);
     let buffer = buffer(r, &agent, &limits);
-    let (kafka, drain) = outputs::kafka(r, &limits);
+    let (kafka, drain) = outputs::kafka(r, &agent, &limits);
     let redis = outputs::redis(r);
     let log = log(r);
     // The inputs share what the limits leave them; their sections come first for the reader of the file.
@@ -203,7 +203,6 @@ fn buffer(r: &mut Reader, agent: &Agent, limits: &Limits) -> buffer::Options {
         when_full,
         commit_interval,
         queue_bytes_max: limits.quarter(),
-        event_bytes_max: limits.event_bytes_max,
     }
 }
 

@@ -5,14 +5,18 @@ use std::time::Duration;
 use super::super::parse;
 use super::super::reader::{Key, Reader};
 use super::{mins, ms, secs, size, username};
-use crate::config::{Limits, PingAfter, Redis};
+use crate::config::{Agent, Limits, PingAfter, Redis};
 use crate::drain;
-use crate::event::ChannelTemplate;
+use crate::ping::ChannelTemplate;
 use crate::secret::Secret;
 use crate::sink::{kafka, redis};
 
 /// Kafka and the drain that feeds it.
-pub(super) fn kafka(r: &mut Reader, limits: &Limits) -> (Option<kafka::Options>, drain::Options) {
+pub(super) fn kafka(
+    r: &mut Reader,
+    agent: &Agent,
+    limits: &Limits,
+) -> (Option<kafka::Options>, drain::Options) {
     r.section("kafka", "Output: where the events go.");
     let brokers = r.optional_text(
         Key {
@@ -35,7 +39,7 @@ pub(super) fn kafka(r: &mut Reader, limits: &Limits) -> (Option<kafka::Options>,
         parse::kafka_topic,
         String::clone,
     );
-    let drain = drain(r, limits);
+    let drain = drain(r, agent, limits);
     let timestamp = r.one_of(
         Key {
             name: "kafka.timestamp",
@@ -59,7 +63,7 @@ pub(super) fn kafka(r: &mut Reader, limits: &Limits) -> (Option<kafka::Options>,
     let properties = r.table(
         Key {
             name: "kafka.properties",
-            meaning: "Further librdkafka properties, for example `{ \"socket.keepalive.enable\" = true }`; as a variable \
+            meaning: "Further librdkafka properties, for example `{ \"broker.address.family\" = \"v4\" }`; as a variable \
                       `name=value,name=value`.",
             delivery: "The properties that the guarantees rest on are refused, with the reason.",
         },
@@ -79,7 +83,7 @@ pub(super) fn kafka(r: &mut Reader, limits: &Limits) -> (Option<kafka::Options>,
     (kafka, drain)
 }
 
-fn drain(r: &mut Reader, limits: &Limits) -> drain::Options {
+fn drain(r: &mut Reader, agent: &Agent, limits: &Limits) -> drain::Options {
     let delivery = r.one_of(
         Key {
             name: "kafka.delivery",
@@ -99,7 +103,12 @@ fn drain(r: &mut Reader, limits: &Limits) -> drain::Options {
         ms(10),
         ms(1)..=secs(60),
     );
-    drain::Options { delivery, round_interval, window_bytes_max: limits.quarter() }
+    drain::Options {
+        delivery,
+        round_interval,
+        window_bytes_max: limits.quarter(),
+        stop_grace: agent.stop_grace,
+    }
 }
 
 fn kafka_secrets(r: &mut Reader) -> Vec<(&'static str, Secret)> {
