@@ -25,16 +25,17 @@ pub struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Run(run::Args),
+    Send(Box<send::Send>),
     Check(check::Args),
     Config(config::Args),
-    Send(Box<send::Send>),
 }
 
 const AFTER_HELP: &str = "\
 Examples:
   fieldpost config --example > fieldpost.toml  write a file with every key and its default
   fieldpost check --config fieldpost.toml      is it right, and do the services answer?
-  fieldpost run --config fieldpost.toml        the agent
+  fieldpost run --config fieldpost.toml        the agent, until a signal
+  fieldpost send < events.ndjson               hand events to a running agent, wait until they are durable
 
 Exit codes:
   0   done                       74  storage cannot be used
@@ -64,9 +65,9 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         match self.command {
             Command::Run(args) => args.run(),
+            Command::Send(args) => args.run(),
             Command::Check(args) => args.run(),
             Command::Config(args) => args.run(),
-            Command::Send(args) => args.run(),
         }
     }
 }
