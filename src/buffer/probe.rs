@@ -9,10 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, FlockOperation, flock};
 use thiserror::Error;
 
+use super::identity::LOCK_FILE;
 use crate::system;
-
-/// The lock file in a buffer's directory: held by `flock` while a buffer is open, with the owner's process id in it.
-pub const LOCK_FILE: &str = "LOCK";
 
 /// statfs(2): what TMPFS_MAGIC and RAMFS_MAGIC are, the file systems that forget at a power cut.
 const MEMORY_FILE_SYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58f6];

@@ -25,7 +25,7 @@ pub struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Run(run::Args),
-    Send(send::Send),
+    Send(Box<send::Send>),
     Check(check::Args),
     Config(config::Args),
 }

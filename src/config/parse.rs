@@ -4,6 +4,7 @@
 
 use crate::config::source::mask_login;
 use crate::log::{self, LogError};
+use crate::sink::kafka;
 
 /// A host and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,6 +176,7 @@ pub(super) fn length(text: &str, max: usize) -> Result<&str, String> {
 /// Why a librdkafka property may not be set by hand, if so.
 pub(super) fn property_refused(name: &str) -> Option<String> {
     let lower = name.to_ascii_lowercase();
+    let own = kafka::OWN_PROPERTIES.iter().find(|(own, _)| *own == lower);
     let reason = match lower.as_str() {
         "bootstrap.servers" | "metadata.broker.list" => "set kafka.brokers",
         "enable.idempotence"
@@ -207,7 +209,8 @@ pub(super) fn property_refused(name: &str) -> Option<String> {
         other if other.contains("password") || other.contains("secret") => {
             "it is a secret, and fieldpost has no file or variable for this one"
         }
-        _ => return None,
+        // What the sink sets last would be lost in silence.
+        _ => return own.map(|(_, value)| format!("fieldpost sets it to {value}")),
     };
     Some(reason.to_owned())
 }
@@ -248,6 +251,16 @@ mod tests {
         assert_eq!(brokers("a, b:1,[::1]:2"), Ok("a:9092,b:1,[::1]:2".to_owned()));
         assert_eq!(brokers("kafka://a"), Err("`a` without `kafka://` is meant".to_owned()));
         assert_eq!(brokers("a:1,"), Err("the host is missing".to_owned()));
+    }
+
+    #[test]
+    fn properties_that_the_sink_sets_are_refused() {
+        for (name, _) in kafka::OWN_PROPERTIES {
+            assert!(property_refused(name).is_some(), "{name}");
+        }
+        let reason = "fieldpost sets it to true".to_owned();
+        assert_eq!(property_refused("socket.keepalive.enable"), Some(reason));
+        assert_eq!(property_refused("broker.address.family"), None);
     }
 
     #[test]

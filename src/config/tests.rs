@@ -127,9 +127,9 @@ sasl_password_file = "kafka-secret"
 ssl_key_password_file = "kafka-secret"
 
 [kafka.properties]
-socket.keepalive.enable = true
+socket.nagle.disable = true
 "sasl.username" = "u"
-"reconnect.backoff.max.ms" = 2000
+"socket.timeout.ms" = 2000
 
 [redis]
 url = "redis://cache:6380/5"
@@ -179,7 +179,7 @@ fn a_full_file_sets_everything() {
     let kafka = config.kafka.unwrap();
     let properties: BTreeSet<_> =
         kafka.properties.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let wanted = ["reconnect.backoff.max.ms=2000", "sasl.username=u", "socket.keepalive.enable=true"];
+    let wanted = ["sasl.username=u", "socket.nagle.disable=true", "socket.timeout.ms=2000"];
     assert_eq!(properties, wanted.map(str::to_owned).into());
     let secrets: Vec<_> = kafka.secrets.iter().map(|(name, secret)| (*name, secret.reveal())).collect();
     assert_eq!(secrets, [("sasl.password", "ka-hush"), ("ssl.key.password", "ka-hush")]);
@@ -403,7 +403,7 @@ fn variables_override_the_file_and_are_as_strict() {
             ("FIELDPOST_MQTT__URL", "mqtt://m"),
             ("FIELDPOST_LIMITS__MEMORY", "32 MiB"),
             ("FIELDPOST_KAFKA__BROKERS", "k:1,l:2"),
-            ("FIELDPOST_KAFKA__PROPERTIES", "debug=broker, socket.keepalive.enable=true"),
+            ("FIELDPOST_KAFKA__PROPERTIES", "debug=broker, socket.nagle.disable=true"),
             ("FIELDPOST_LOG", "trace"),
             ("FIELDPOST_TEST_KAFKA", "x"),
             ("FIELDPOST_CONFIG", "x"),
@@ -417,7 +417,7 @@ fn variables_override_the_file_and_are_as_strict() {
     assert_eq!(loaded.config.log.level, "warn");
     let kafka = loaded.config.kafka.unwrap();
     assert_eq!(kafka.brokers, "k:1,l:2");
-    assert_eq!(kafka.properties[1], ("socket.keepalive.enable".to_owned(), "true".to_owned()));
+    assert_eq!(kafka.properties[1], ("socket.nagle.disable".to_owned(), "true".to_owned()));
     let qos = loaded.effective.iter().find(|effective| effective.key == "mqtt.qos").unwrap();
     assert_eq!((qos.source.to_string().as_str(), qos.source.kind()), ("FIELDPOST_MQTT__QOS", "environment"));
 

@@ -11,7 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientContext, metadata::Metadata};
 use thiserror::Error;
 
-use super::kafka::Options;
+use super::kafka::{self, Options};
 
 /// What Kafka said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,15 +123,10 @@ fn topic(metadata: &Metadata, name: &str) -> Result<Topic, ProbeError> {
     }
 }
 
+/// The producer's own configuration: what it would meet, this meets.
 fn client_config(options: &Options) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", &options.brokers).set_log_level(RDKafkaLogLevel::Error);
-    for (name, value) in &options.properties {
-        config.set(name, value);
-    }
-    for (name, secret) in &options.secrets {
-        config.set(*name, secret.reveal());
-    }
+    let mut config = kafka::client_config(options);
+    config.set("allow.auto.create.topics", "false");
     config
 }
 
