@@ -31,6 +31,8 @@ pub mod store;
 mod writer;
 
 #[cfg(test)]
+mod contract;
+#[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod tests;
