@@ -1,4 +1,5 @@
 //! What every shelf promises (see `store`): one set of tests, run against sled, memory, and memory that forgets.
+#![allow(clippy::cast_possible_truncation, reason = "small numbers of a test")]
 
 use std::fs;
 use std::ops::ControlFlow;

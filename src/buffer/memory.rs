@@ -69,14 +69,12 @@ impl Medium {
         }
     }
 
-    fn fail_sync(&mut self, rng: &mut fastrand::Rng) {
-        let keep = rng.u8(0..3);
-        let survived = |_: &Write| match keep {
-            0 => false,
-            1 => true,
-            _ => rng.bool(),
-        };
-        self.limbo.extend(std::mem::take(&mut self.unsynced).into_iter().filter(survived));
+    fn fail_sync(&mut self, cut: Cut, rng: &mut fastrand::Rng) {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        let kept = [0, unsynced.len(), rng.usize(0..=unsynced.len())][rng.usize(0..3)];
+        let survived = unsynced.into_iter().enumerate();
+        let survived = survived.filter(|&(index, _)| if cut == Cut::Any { rng.bool() } else { index < kept });
+        self.limbo.extend(survived.map(|(_, write)| write));
         self.load();
     }
 
@@ -196,6 +194,10 @@ impl MemoryShelf {
 
     pub(super) fn fail_next_open(&self, first: Seq, error: StoreError) {
         self.state().faults.open.insert(first, error);
+    }
+
+    pub(super) fn cut(&self) -> Cut {
+        self.state().cut
     }
 
     /// From its next opening on, the generation is damaged.
@@ -382,11 +384,11 @@ impl Store for MemoryStore {
         state.held -= 1;
         state.syncs += 1;
         let failure = state.faults.sync.take();
-        let mut rng = state.rng.fork();
+        let (cut, mut rng) = (state.cut, state.rng.fork());
         drop(state);
         match failure {
             Some(error) => {
-                self.with(|medium| medium.fail_sync(&mut rng))?;
+                self.with(|medium| medium.fail_sync(cut, &mut rng))?;
                 Err(error)
             }
             None => self.with(Medium::sync),

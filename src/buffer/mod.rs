@@ -35,6 +35,8 @@ mod contract;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 
 pub use batch::Batch;
