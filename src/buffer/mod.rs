@@ -32,7 +32,11 @@ pub mod store;
 mod writer;
 
 #[cfg(test)]
+mod contract;
+#[cfg(test)]
 mod memory;
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;
 
