@@ -24,11 +24,18 @@ use crate::event::{Event, EventId, Payload, Seq, Stamp};
 #[derive(Debug, Clone, Copy)]
 enum Action {
     /// So many events of about this size.
-    Append { count: u8, bytes: u16, is_noise: bool },
+    Append {
+        count: u8,
+        bytes: u16,
+        is_noise: bool,
+    },
     Sync,
     /// Up to this part of what is durable, in 255ths.
     Commit(u8),
-    Read { from: u8, bytes_max: u32 },
+    Read {
+        from: u8,
+        bytes_max: u32,
+    },
     Close,
     /// The process ends without a word.
     Die,
@@ -38,8 +45,12 @@ enum Action {
 /// What only the memory shelf can play.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
-    PowerCut { is_high_water_late: bool },
-    Sync { is_full: bool },
+    PowerCut {
+        is_high_water_late: bool,
+    },
+    Sync {
+        is_full: bool,
+    },
     Put,
     Create,
     Delete,
@@ -49,7 +60,8 @@ enum Fault {
 }
 
 fn action() -> impl Strategy<Value = Action> {
-    let bytes = prop_oneof![5 => 0..300_u16, 2 => 300..6_900_u16, 2 => 6_850..7_150_u16, 1 => 7_000..60_000_u16];
+    let bytes =
+        prop_oneof![5 => 0..300_u16, 2 => 300..6_900_u16, 2 => 6_850..7_150_u16, 1 => 7_000..60_000_u16];
     let append = (1..30_u8, bytes, any::<bool>()).prop_map(|(count, bytes, is_noise)| {
         let count = count.min((100_000 / (u32::from(bytes) + 100)).max(1) as u8);
         Action::Append { count, bytes, is_noise }
@@ -435,7 +447,11 @@ fn bytes_on_disk(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
     entries
         .map(|entry| {
-            if entry.file_type().unwrap().is_dir() { bytes_on_disk(&entry.path()) } else { entry.metadata().unwrap().len() }
+            if entry.file_type().unwrap().is_dir() {
+                bytes_on_disk(&entry.path())
+            } else {
+                entry.metadata().unwrap().len()
+            }
         })
         .sum()
 }
