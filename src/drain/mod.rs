@@ -197,9 +197,8 @@ impl<P: Producer> Drain<P> {
             }
             self.pause(is_sent || is_reported, &stop).await;
         }
-        if self.cursor > self.committed {
-            self.buffer.commit_durable(self.cursor).await?;
-        }
+        // Also when the last commit was asked for already: it may still be on its way.
+        self.buffer.commit_durable(self.cursor).await?;
         if self.window.open() > 0 {
             tracing::info!(
                 events = self.window.open(),
