@@ -13,3 +13,4 @@
 
 mod harness;
 mod services_obey;
+mod unix;

@@ -24,8 +24,13 @@ pub(crate) enum Reply {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct Refusal {
     pub(crate) error: String,
-    pub(crate) line: u64,
     pub(crate) code: String,
+    /// Missing when the whole connection was refused (`busy`).
+    pub(crate) line: Option<u64>,
+    /// Only in a sum: its first line.
+    pub(crate) first: Option<u64>,
+    /// Only in a sum: how many lines from the first one to `line` were not taken.
+    pub(crate) lines: Option<u64>,
 }
 
 /// A blocking connection. Every call that waits has a patience, scaled by `FIELDPOST_TEST_PATIENCE`.
