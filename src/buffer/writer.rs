@@ -28,18 +28,18 @@ pub(super) struct Append {
     pub(super) deadline: Option<Instant>,
     pub(super) reply: oneshot::Sender<Result<Appended, Refused>>,
     /// Its place in the queue, free for the next one when it is answered.
-    pub(super) permits: [OwnedSemaphorePermit; 2],
+    pub(super) permit: OwnedSemaphorePermit,
 }
 
 impl Append {
     fn refuse(self, reason: AppendError) {
-        drop(self.permits);
+        drop(self.permit);
         // A caller that has gone away does not want to know.
         let _ = self.reply.send(Err(Refused { reason, batch: Some(self.batch) }));
     }
 
     fn accept(self, first: Seq) {
-        drop(self.permits);
+        drop(self.permit);
         let _ = self.reply.send(Ok(Appended { first, batch: self.batch }));
     }
 }
@@ -130,7 +130,10 @@ impl<H: Shelf> Writer<H> {
         }
         let closed = match self.broken {
             Some(broken) => Err(broken.error),
-            None => self.generations.close(),
+            None => {
+                self.generations.advance(Seq(self.published.cursor_asked.load(Ordering::Acquire)));
+                self.generations.close()
+            }
         };
         if let Some(reply) = self.closing {
             let _ = reply.send(());
@@ -148,11 +151,13 @@ impl<H: Shelf> Writer<H> {
         }
     }
 
-    /// While `commit_interval` holds a group back: the time at which it may be synced.
+    /// While `commit_interval` holds a group back: the time at which it may be synced, not past anyone's deadline.
     fn gathers_until(&self) -> Option<Instant> {
         let is_gathering = !self.commit_interval.is_zero() && self.broken.is_none();
         let has_work = !self.waiting.is_empty() && !self.published.is_full.load(Ordering::Relaxed);
-        self.last_sync.filter(|_| is_gathering && has_work).map(|last| last + self.commit_interval)
+        let until =
+            self.last_sync.filter(|_| is_gathering && has_work).map(|last| last + self.commit_interval);
+        until.map(|until| self.waiting.iter().filter_map(|append| append.deadline).fold(until, Instant::min))
     }
 
     fn take(&mut self, command: Command) {
@@ -275,6 +280,8 @@ impl<H: Shelf> Writer<H> {
             Ok(()) => {
                 tracing::info!("the buffer is open again");
                 self.broken = None;
+                // The cursor went back to the durable one: what was asked meanwhile still holds.
+                self.generations.advance(Seq(self.published.cursor_asked.load(Ordering::Acquire)));
                 self.publish();
                 true
             }

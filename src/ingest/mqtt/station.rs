@@ -389,7 +389,8 @@ impl<W: Wire> Station<W> {
     /// When the load that gathers is to be appended; `now` if it is time.
     fn due_at(&self, now: Instant) -> Option<Instant> {
         let gathered = self.submitted.map(|at| at + GATHER);
-        let urgent = self.batch.bytes() >= LOAD_BYTES || self.book.is_widest() || self.stop_by.is_some();
+        let urgent =
+            self.batch.bytes() >= LOAD_BYTES || self.book.holds_up_the_broker() || self.stop_by.is_some();
         let at = gathered.filter(|&at| at > now && !urgent).unwrap_or(now);
         (!self.batch.is_empty()).then_some(at)
     }

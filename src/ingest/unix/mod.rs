@@ -240,8 +240,21 @@ impl Door {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use crate::buffer::{Buffer, Run, WhenFull, WriterThread};
+    use crate::event::{EventId, Seq};
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
     use tokio::net::UnixStream;
+
+    fn buffer(dir: &std::path::Path) -> (Buffer, WriterThread) {
+        let options = crate::buffer::Options {
+            dir: dir.join("buffer"),
+            bytes_max: 1 << 30,
+            when_full: WhenFull::Block,
+            commit_interval: Duration::ZERO,
+            queue_bytes_max: 1 << 20,
+        };
+        Buffer::open(&options, [0; 16]).unwrap()
+    }
 
     #[tokio::test]
     async fn one_connection_too_many_is_told_so_and_the_others_stay() {
@@ -251,8 +264,8 @@ mod tests {
         let options = Options { path: path.clone(), mode: 0o600, connections_max: 2, append_timeout };
         let listener = bind(&options).unwrap();
         let stats = Arc::<crate::stats::Stats>::default();
-        let admission =
-            Admission::new(crate::buffer::Buffer {}, 1000, Arc::default(), Arc::clone(&stats), None);
+        let (buffer, writer) = buffer(dir.path());
+        let admission = Admission::new(buffer.clone(), 1000, Arc::default(), Arc::clone(&stats), None);
         let stop = CancellationToken::new();
         let peers = async {
             let mut text = String::new();
@@ -284,5 +297,57 @@ mod tests {
         ended.unwrap();
         assert!(!path.exists());
         assert_eq!(stats.unix_closed.get(), 3);
+        buffer.close().await;
+        writer.ended().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn events_are_in_the_buffer_in_order_when_they_are_acknowledged() {
+        const EVENTS: u64 = 20_000;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.sock");
+        let append_timeout = Duration::from_secs(20);
+        let options = Options { path: path.clone(), mode: 0o600, connections_max: 2, append_timeout };
+        let listener = bind(&options).unwrap();
+        let (buffer, writer) = buffer(dir.path());
+        let admission = Admission::new(buffer.clone(), 1000, Arc::default(), Arc::default(), None);
+        let stop = CancellationToken::new();
+        let peer = async {
+            let (answers, mut out) = UnixStream::connect(&path).await.unwrap().into_split();
+            let send = async {
+                for id in 1..=EVENTS {
+                    let names = r#""type":"t","source_type":"s","source_id":"1""#;
+                    let line = format!("{{\"id\":\"{id}\",{names},\"payload\":{id}}}\n");
+                    out.write_all(line.as_bytes()).await.unwrap();
+                }
+                drop(out);
+            };
+            let hear = async {
+                let mut answers = BufReader::new(answers).lines();
+                let mut newest = 0;
+                while let Some(answer) = answers.next_line().await.unwrap() {
+                    newest =
+                        serde_json::from_str::<serde_json::Value>(&answer).unwrap()["ack"].as_u64().unwrap();
+                    assert!(buffer.durable().borrow().0 >= newest);
+                }
+                newest
+            };
+            let (newest, ()) = tokio::join!(hear, send);
+            assert_eq!(newest, EVENTS);
+            stop.cancel();
+        };
+        let (ended, ()) = tokio::join!(run(options, listener, admission, stop.clone()), peer);
+        ended.unwrap();
+        let mut seen = 0;
+        let mut run = Run::default();
+        while seen < EVENTS {
+            run = buffer.read(Seq(seen), 1 << 20, run).await.unwrap();
+            for (seq, _, event) in run.events() {
+                seen += 1;
+                assert_eq!((seq, event.id), (Seq(seen), EventId::Given(&seen.to_string())));
+            }
+        }
+        buffer.close().await;
+        writer.ended().await.unwrap();
     }
 }

@@ -3,11 +3,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::buffer::Buffer;
 use crate::event::Seq;
 use crate::stats::Stats;
 
@@ -65,8 +67,30 @@ impl Store {
     }
 }
 
-fn admission() -> Admission {
-    Admission::new(crate::buffer::Buffer {}, EVENT_BYTES_MAX, Arc::default(), Arc::default(), None)
+/// A real buffer for [`Admission`]; nothing is appended to it, [`Store`] stands in its place.
+struct Place {
+    buffer: Buffer,
+    _dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = crate::buffer::Options {
+            dir: dir.path().join("buffer"),
+            bytes_max: 1 << 30,
+            when_full: crate::buffer::WhenFull::Reject,
+            commit_interval: Duration::ZERO,
+            queue_bytes_max: 1 << 20,
+        };
+        let (buffer, _) = Buffer::open(&options, [0; 16]).unwrap();
+        Self { buffer, _dir: dir }
+    }
+
+    /// With counters at zero.
+    fn admission(&self) -> Admission {
+        Admission::new(self.buffer.clone(), EVENT_BYTES_MAX, Arc::default(), Arc::default(), None)
+    }
 }
 
 fn stats(admission: &Admission) -> &Stats {
@@ -107,7 +131,8 @@ async fn until(condition: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn a_lone_line_is_appended_at_once_and_acknowledged_after() {
-    let (admission, store, stop) = (admission(), Store::waiting(), CancellationToken::new());
+    let place = Place::new();
+    let (admission, store, stop) = (place.admission(), Store::waiting(), CancellationToken::new());
     served(&admission, &store, &stop, async |stream| {
         let mut stream = BufReader::new(stream);
         let mut answer = String::new();
@@ -128,7 +153,8 @@ async fn a_lone_line_is_appended_at_once_and_acknowledged_after() {
 
 #[tokio::test]
 async fn reading_goes_on_while_appends_wait_and_stops_at_the_bound() {
-    let (admission, store, stop) = (admission(), Store::waiting(), CancellationToken::new());
+    let place = Place::new();
+    let (admission, store, stop) = (place.admission(), Store::waiting(), CancellationToken::new());
     let sent = served(&admission, &store, &stop, async |mut stream| {
         let mut sent = 0;
         // The peer blocks when nothing more is read.
@@ -154,7 +180,8 @@ async fn reading_goes_on_while_appends_wait_and_stops_at_the_bound() {
 #[tokio::test]
 async fn a_peer_that_reads_only_at_the_end_is_not_waited_for_and_finds_one_number() {
     const EVENTS: u64 = 100_000;
-    let (admission, store, stop) = (admission(), Store::scripted([]), CancellationToken::new());
+    let place = Place::new();
+    let (admission, store, stop) = (place.admission(), Store::scripted([]), CancellationToken::new());
     let answers = served(&admission, &store, &stop, async |mut stream| {
         for id in 1..=EVENTS {
             stream.write_all((event(id) + "\n").as_bytes()).await.unwrap();
@@ -170,7 +197,8 @@ async fn a_peer_that_reads_only_at_the_end_is_not_waited_for_and_finds_one_numbe
 
 #[tokio::test]
 async fn a_peer_that_leaves_without_reading_loses_nothing() {
-    let (admission, store, stop) = (admission(), Store::waiting(), CancellationToken::new());
+    let place = Place::new();
+    let (admission, store, stop) = (place.admission(), Store::waiting(), CancellationToken::new());
     served(&admission, &store, &stop, async |mut stream| {
         for id in 1..=1000 {
             stream.write_all((event(id) + "\nrubbish\n").as_bytes()).await.unwrap();
@@ -184,7 +212,8 @@ async fn a_peer_that_leaves_without_reading_loses_nothing() {
 
 #[tokio::test]
 async fn an_endless_line_is_refused_once_and_the_connection_lives_on() {
-    let (admission, store, stop) = (admission(), Store::scripted([]), CancellationToken::new());
+    let place = Place::new();
+    let (admission, store, stop) = (place.admission(), Store::scripted([]), CancellationToken::new());
     let answers = served(&admission, &store, &stop, async |mut stream| {
         let chunk = vec![b'x'; 1 << 20];
         for _ in 0..50 {
@@ -207,7 +236,8 @@ async fn a_refused_batch_is_told_line_by_line_and_the_connection_goes_on() {
     let reasons = [AppendError::Full, AppendError::TimedOut, AppendError::Storage("EIO".into())];
     for (reason, code) in reasons.into_iter().zip(["buffer_full", "timeout", "storage"]) {
         let script = [Outcome::Durable, Outcome::Refused(reason)];
-        let (admission, store, stop) = (admission(), Store::scripted(script), CancellationToken::new());
+        let place = Place::new();
+        let (admission, store, stop) = (place.admission(), Store::scripted(script), CancellationToken::new());
         let answers = served(&admission, &store, &stop, async |mut stream| {
             for batch in [&[1][..], &[2, 3], &[4]] {
                 let lines: String = batch.iter().map(|&id| event(id) + "\n").collect();
@@ -233,7 +263,8 @@ async fn a_refused_batch_is_told_line_by_line_and_the_connection_goes_on() {
 #[tokio::test]
 async fn a_closed_buffer_ends_the_connection_with_an_answer() {
     let script = [Outcome::Refused(AppendError::Closed)];
-    let (admission, store, stop) = (admission(), Store::scripted(script), CancellationToken::new());
+    let place = Place::new();
+    let (admission, store, stop) = (place.admission(), Store::scripted(script), CancellationToken::new());
     let answers = served(&admission, &store, &stop, async |mut stream| {
         stream.write_all((event(1) + "\n").as_bytes()).await.unwrap();
         answers(stream).await
@@ -244,7 +275,8 @@ async fn a_closed_buffer_ends_the_connection_with_an_answer() {
 
 #[tokio::test]
 async fn a_stop_settles_what_was_read_and_answers_nothing_else() {
-    let (admission, store, stop) = (admission(), Store::waiting(), CancellationToken::new());
+    let place = Place::new();
+    let (admission, store, stop) = (place.admission(), Store::waiting(), CancellationToken::new());
     let answer = served(&admission, &store, &stop, async |mut stream| {
         stream.write_all((event(1) + "\n" + &event(2) + "\nha").as_bytes()).await.unwrap();
         until(|| store.appends.get() == 1).await;
@@ -270,7 +302,8 @@ async fn a_stop_settles_what_was_read_and_answers_nothing_else() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_waits_a_second_for_a_peer_that_does_not_read() {
-    let (admission, store, stop) = (admission(), Store::scripted([]), CancellationToken::new());
+    let place = Place::new();
+    let (admission, store, stop) = (place.admission(), Store::scripted([]), CancellationToken::new());
     let began = tokio::time::Instant::now();
     served(&admission, &store, &stop, async |mut stream| {
         // More answers than the socket holds.
@@ -355,61 +388,69 @@ impl Client {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+/// One run of the property below.
+type Case = (Vec<Kind>, Vec<Outcome>, usize, usize);
 
-    #[test]
-    fn a_client_knows_exactly_one_outcome_of_every_line(
-        kinds in kinds(), outcomes in outcomes(), chunk in 1_usize..3000, permits_each in 0_usize..3,
-    ) {
-        let (admission, stop) = (admission(), CancellationToken::new());
-        let store = Store { script: RefCell::new(outcomes.into()), ..Store::waiting() };
-        let mut client = Client::default();
-        let mut stream = String::new();
-        for (kind, number) in kinds.iter().zip(1..) {
-            stream += &kind.text(number);
-            stream += "\n";
-            if !matches!(kind, Kind::Blank) {
-                client.open.push_back(number);
-            }
+fn every_line_has_one_outcome(place: &Place, (kinds, outcomes, chunk, permits_each): Case) {
+    let (admission, stop) = (place.admission(), CancellationToken::new());
+    let store = Store { script: RefCell::new(outcomes.into()), ..Store::waiting() };
+    let mut client = Client::default();
+    let mut stream = String::new();
+    for (kind, number) in kinds.iter().zip(1..) {
+        stream += &kind.text(number);
+        stream += "\n";
+        if !matches!(kind, Kind::Blank) {
+            client.open.push_back(number);
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(served(&admission, &store, &stop, async |peer| {
-            let (answers, mut out) = peer.into_split();
-            let send = async {
-                for chunk in stream.as_bytes().chunks(chunk) {
-                    out.write_all(chunk).await.unwrap();
-                    tokio::task::yield_now().await;
-                    store.permits.add_permits(permits_each);
-                }
-                drop(out);
-                store.permits.add_permits(1000);
-            };
-            let hear = async {
-                let mut answers = BufReader::new(answers).lines();
-                while let Some(answer) = answers.next_line().await.unwrap() {
-                    client.hear(&serde_json::from_str(&answer).unwrap());
-                    // At every moment what the client holds durable is durable.
-                    assert!(store.durable.borrow().starts_with(&client.durable));
-                }
-            };
-            tokio::join!(send, hear);
-        }));
-        assert!(client.open.is_empty());
-        assert_eq!(client.durable, *store.durable.borrow());
-        for (kind, number) in kinds.iter().zip(1..) {
-            let code = client.refused.get(&number).map(String::as_str);
-            let fits = match kind {
-                Kind::Good => matches!(code, None | Some("buffer_full" | "timeout")),
-                Kind::Blank => code.is_none(),
-                Kind::Invalid => code == Some("invalid"),
-                Kind::TooLong | Kind::TooLarge => code == Some("too_large"),
-            };
-            assert!(fits, "line {number}: {kind:?} {code:?}");
-        }
-        let stats = stats(&admission);
-        let refused = client.refused.len() as u64;
-        assert_eq!(stats.unix_in.get(), client.durable.len() as u64);
-        assert_eq!(stats.invalid.get() + stats.too_large.get() + stats.refused.get(), refused);
     }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(served(&admission, &store, &stop, async |peer| {
+        let (answers, mut out) = peer.into_split();
+        let send = async {
+            for chunk in stream.as_bytes().chunks(chunk) {
+                out.write_all(chunk).await.unwrap();
+                tokio::task::yield_now().await;
+                store.permits.add_permits(permits_each);
+            }
+            drop(out);
+            store.permits.add_permits(1000);
+        };
+        let hear = async {
+            let mut answers = BufReader::new(answers).lines();
+            while let Some(answer) = answers.next_line().await.unwrap() {
+                client.hear(&serde_json::from_str(&answer).unwrap());
+                // At every moment what the client holds durable is durable.
+                assert!(store.durable.borrow().starts_with(&client.durable));
+            }
+        };
+        tokio::join!(send, hear);
+    }));
+    assert!(client.open.is_empty());
+    assert_eq!(client.durable, *store.durable.borrow());
+    for (kind, number) in kinds.iter().zip(1..) {
+        let code = client.refused.get(&number).map(String::as_str);
+        let fits = match kind {
+            Kind::Good => matches!(code, None | Some("buffer_full" | "timeout")),
+            Kind::Blank => code.is_none(),
+            Kind::Invalid => code == Some("invalid"),
+            Kind::TooLong | Kind::TooLarge => code == Some("too_large"),
+        };
+        assert!(fits, "line {number}: {kind:?} {code:?}");
+    }
+    let stats = stats(&admission);
+    let refused = client.refused.len() as u64;
+    assert_eq!(stats.unix_in.get(), client.durable.len() as u64);
+    assert_eq!(stats.invalid.get() + stats.too_large.get() + stats.refused.get(), refused);
+}
+
+#[test]
+fn a_client_knows_exactly_one_outcome_of_every_line() {
+    let place = Place::new();
+    let cases = (kinds(), outcomes(), 1_usize..3000, 0_usize..3);
+    let mut runner = TestRunner::new(ProptestConfig::with_cases(128));
+    let run = runner.run(&cases, |case| {
+        every_line_has_one_outcome(&place, case);
+        Ok(())
+    });
+    run.unwrap_or_else(|error| panic!("{error}"));
 }

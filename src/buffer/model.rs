@@ -1,0 +1,505 @@
+//! The row of generations against a model, with crashes and faults; and the quota against the real disk.
+//!
+//! Invariants: what was acknowledged and not committed is served, whole and in order, unless its generation was
+//! damaged; a position never stands for two events once it was acknowledged or served; nothing is served that a power
+//! cut could still take; the cursor is never ahead of what was committed; the disk stays below its limit.
+#![allow(clippy::cast_possible_truncation, reason = "small numbers of a test")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
+
+use super::batch::Batch;
+use super::generations::Generations;
+use super::identity::{HighWater, Identity};
+use super::memory::{Cut, MemoryShelf};
+use super::run::Run;
+use super::sled::SledShelf;
+use super::store::{Shelf, StoreError};
+use crate::event::{Event, EventId, Payload, Seq, Stamp};
+
+#[derive(Debug, Clone, Copy)]
+enum Action {
+    /// So many events of about this size.
+    Append {
+        count: u8,
+        bytes: u16,
+        is_noise: bool,
+    },
+    Sync,
+    /// Up to this part of what is durable, in 255ths.
+    Commit(u8),
+    Read {
+        from: u8,
+        bytes_max: u32,
+    },
+    Close,
+    /// The process ends without a word.
+    Die,
+    Fault(Fault),
+}
+
+/// What only the memory shelf can play.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    PowerCut {
+        is_high_water_late: bool,
+    },
+    Sync {
+        is_full: bool,
+    },
+    Put,
+    Create,
+    Delete,
+    Open(u8),
+    /// Damage, noticed at the start that follows at once.
+    Damage(u8),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let bytes =
+        prop_oneof![5 => 0..300_u16, 2 => 300..6_900_u16, 2 => 6_850..7_150_u16, 1 => 7_000..60_000_u16];
+    let append = (1..30_u8, bytes, any::<bool>()).prop_map(|(count, bytes, is_noise)| {
+        let count = count.min((100_000 / (u32::from(bytes) + 100)).max(1) as u8);
+        Action::Append { count, bytes, is_noise }
+    });
+    let fault = prop_oneof![
+        4 => any::<bool>().prop_map(|is_high_water_late| Fault::PowerCut { is_high_water_late }),
+        3 => any::<bool>().prop_map(|is_full| Fault::Sync { is_full }),
+        1 => Just(Fault::Put),
+        2 => Just(Fault::Create),
+        1 => Just(Fault::Delete),
+        1 => any::<u8>().prop_map(Fault::Open),
+        1 => any::<u8>().prop_map(Fault::Damage),
+    ];
+    prop_oneof![
+        10 => append,
+        8 => Just(Action::Sync),
+        3 => any::<u8>().prop_map(Action::Commit),
+        3 => (any::<u8>(), 1..200_000_u32).prop_map(|(from, bytes_max)| Action::Read { from, bytes_max }),
+        1 => Just(Action::Close),
+        1 => Just(Action::Die),
+        4 => fault.prop_map(Action::Fault),
+    ]
+}
+
+/// An event of the test: its number is its id and the seed of its payload.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    id: u64,
+    bytes: usize,
+    is_noise: bool,
+}
+
+impl Sample {
+    fn payload(self) -> Vec<u8> {
+        let mut rng = fastrand::Rng::with_seed(self.id);
+        let mut payload = vec![self.id as u8; self.bytes];
+        if self.is_noise {
+            rng.fill(&mut payload);
+        }
+        payload
+    }
+}
+
+fn batch(samples: &[Sample]) -> Batch {
+    let mut batch = Batch::new();
+    for sample in samples {
+        let (id, payload) = (sample.id.to_string(), sample.payload());
+        let event = Event {
+            id: EventId::Given(&id),
+            kind: "k",
+            source_type: "t",
+            source_id: "s",
+            timestamp: None,
+            received: Stamp { wall_us: 1, boot_us: 2, clock_trusted: true },
+            payload: Payload::Bytes(&payload),
+        };
+        batch.push(&event, usize::MAX).unwrap();
+    }
+    batch
+}
+
+/// Where the generations are.
+trait Medium {
+    type Shelf: Shelf;
+
+    fn shelf(&self) -> Self::Shelf;
+
+    fn memory(&self) -> Option<&MemoryShelf>;
+}
+
+impl Medium for MemoryShelf {
+    type Shelf = Self;
+
+    fn shelf(&self) -> Self {
+        self.clone()
+    }
+
+    fn memory(&self) -> Option<&MemoryShelf> {
+        Some(self)
+    }
+}
+
+#[derive(Debug)]
+struct Disk<'a>(&'a Path);
+
+impl Medium for Disk<'_> {
+    type Shelf = SledShelf;
+
+    fn shelf(&self) -> SledShelf {
+        SledShelf::new(self.0.to_owned())
+    }
+
+    fn memory(&self) -> Option<&MemoryShelf> {
+        None
+    }
+}
+
+struct Limits {
+    bytes_max: u64,
+    generation_bytes: u64,
+}
+
+fn open<M: Medium>(medium: &M, dir: &Path, limits: &Limits) -> Generations<M::Shelf> {
+    // Scripted faults happen once, so that it opens after a few tries.
+    for _ in 0..6 {
+        let (identity, high_water) = (Identity::open(dir).unwrap(), HighWater::open(dir).unwrap());
+        match Generations::open(medium.shelf(), identity, high_water, [7; 16], limits.bytes_max) {
+            Ok(generations) => return generations.with_generation_bytes(limits.generation_bytes),
+            Err(error) => assert!(medium.memory().is_some(), "{error}"),
+        }
+    }
+    panic!("does not open");
+}
+
+struct Model<'a, M: Medium> {
+    medium: M,
+    dir: &'a Path,
+    limits: Limits,
+    /// `None` only while it is replaced.
+    generations: Option<Generations<M::Shelf>>,
+    samples: Vec<Sample>,
+    /// Put and not synced, with first positions.
+    pending: Vec<(Seq, Vec<u64>)>,
+    /// Acknowledged and to be served: position and sample.
+    acked: BTreeMap<u64, u64>,
+    /// Every position that was ever acknowledged or served.
+    known: BTreeMap<u64, u64>,
+    /// Last commit that was asked for.
+    asked: Seq,
+    /// `HIGHWATER` as it was synced last, and the newest generation then.
+    high_water: (Vec<u8>, Option<Seq>),
+    /// A count of damage may be right or not any more.
+    has_failed: bool,
+    rng: fastrand::Rng,
+}
+
+impl<'a, M: Medium> Model<'a, M> {
+    fn new(medium: M, dir: &'a Path, limits: Limits, seed: u64) -> Self {
+        let generations = Some(open(&medium, dir, &limits));
+        Self {
+            medium,
+            dir,
+            limits,
+            generations,
+            samples: Vec::new(),
+            pending: Vec::new(),
+            acked: BTreeMap::new(),
+            known: BTreeMap::new(),
+            asked: Seq(0),
+            high_water: (Vec::new(), None),
+            has_failed: false,
+            rng: fastrand::Rng::with_seed(seed),
+        }
+    }
+
+    fn generations(&mut self) -> &mut Generations<M::Shelf> {
+        self.generations.as_mut().unwrap()
+    }
+
+    fn act(&mut self, action: Action) -> TestCaseResult {
+        match action {
+            Action::Append { count, bytes, is_noise } => self.append(count, usize::from(bytes), is_noise),
+            Action::Sync => self.sync(),
+            Action::Commit(part) => {
+                let durable = self.generations().figures().durable;
+                let seq = Seq(durable.0 * u64::from(part) / 255);
+                self.asked = self.asked.max(seq);
+                self.generations().advance(seq);
+                Ok(())
+            }
+            Action::Read { from, bytes_max } => {
+                let durable = self.generations().figures().durable;
+                self.read(Seq(durable.0 * u64::from(from) / 255), bytes_max as usize).map(drop)
+            }
+            Action::Close => {
+                if let Some(generations) = self.generations.take()
+                    && generations.close().is_ok()
+                {
+                    self.acknowledge()?;
+                }
+                self.start()
+            }
+            Action::Die => {
+                self.generations = None;
+                self.start()
+            }
+            Action::Fault(fault) => match self.medium.memory().cloned() {
+                Some(memory) => self.fault(&memory, fault),
+                None => Ok(()),
+            },
+        }?;
+        self.note_high_water();
+        Ok(())
+    }
+
+    fn fault(&mut self, memory: &MemoryShelf, fault: Fault) -> TestCaseResult {
+        let io = || StoreError::Io("scripted".into());
+        match fault {
+            Fault::PowerCut { is_high_water_late } => {
+                memory.power_cut();
+                self.generations = None;
+                if is_high_water_late && !self.high_water.0.is_empty() {
+                    fs::write(self.dir.join("HIGHWATER"), &self.high_water.0).unwrap();
+                }
+                return self.start();
+            }
+            Fault::Sync { is_full: true } => memory.fail_next_sync(StoreError::NoSpace("scripted".into())),
+            Fault::Sync { is_full: false } => memory.fail_next_sync(io()),
+            Fault::Put => memory.fail_next_put(io()),
+            Fault::Create => memory.fail_next_create(StoreError::NoSpace("scripted".into())),
+            Fault::Delete => memory.fail_next_delete(io()),
+            Fault::Open(which) => {
+                let row = memory.row();
+                memory.fail_next_open(row[usize::from(which) % row.len()], io());
+            }
+            Fault::Damage(which) => {
+                let row = memory.row();
+                let index = usize::from(which) % row.len();
+                memory.damage(row[index]);
+                let end = row.get(index + 1).map_or(u64::MAX, |next| next.0);
+                self.acked.retain(|seq, _| !(row[index].0..end).contains(seq));
+                self.has_failed = true;
+                self.generations = None;
+                return self.start();
+            }
+        }
+        self.has_failed = true;
+        Ok(())
+    }
+
+    /// The process starts again.
+    fn start(&mut self) -> TestCaseResult {
+        self.pending.clear();
+        self.generations = Some(open(&self.medium, self.dir, &self.limits));
+        if let Some(memory) = self.medium.memory() {
+            prop_assert!(!memory.is_dirty(), "what was found is served and could still be lost");
+        }
+        let figures = self.generations().figures();
+        prop_assert!(figures.cursor <= self.asked, "{figures:?} {:?}", self.asked);
+        self.check()
+    }
+
+    /// A write failed.
+    fn reopen(&mut self) -> TestCaseResult {
+        self.pending.clear();
+        self.has_failed = true;
+        for _ in 0..6 {
+            if self.generations().reopen().is_ok() {
+                let asked = self.asked;
+                self.generations().advance(asked);
+                return self.check();
+            }
+        }
+        Err(TestCaseError::fail("does not open again"))
+    }
+
+    fn append(&mut self, count: u8, bytes: usize, is_noise: bool) -> TestCaseResult {
+        let from = self.samples.len() as u64;
+        let samples = (from..from + u64::from(count)).map(|id| Sample { id, bytes, is_noise });
+        self.samples.extend(samples);
+        let batch = batch(&self.samples[from as usize..]);
+        match self.generations().has_room(batch.bytes()) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(_) => return self.reopen(),
+        }
+        match self.generations().put(&batch) {
+            Ok(first) => self.pending.push((first, (from..from + u64::from(count)).collect())),
+            Err(_) => return self.reopen(),
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> TestCaseResult {
+        if self.generations().sync().is_err() {
+            return self.reopen();
+        }
+        self.acknowledge()?;
+        let figures = self.generations().figures();
+        if !self.has_failed {
+            prop_assert!(figures.disk_bytes <= self.limits.bytes_max, "{figures:?}");
+            if self.medium.memory().is_none() {
+                prop_assert!(bytes_on_disk(self.dir) <= self.limits.bytes_max, "{figures:?}");
+            }
+        }
+        prop_assert!(figures.cursor <= self.asked);
+        Ok(())
+    }
+
+    fn acknowledge(&mut self) -> TestCaseResult {
+        for (first, ids) in std::mem::take(&mut self.pending) {
+            for (seq, id) in (first.0..).zip(ids) {
+                prop_assert!(self.known.range(seq..).next().is_none(), "{seq} does not grow");
+                self.known.insert(seq, id);
+                self.acked.insert(seq, id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads once and checks what comes; answers the positions and where it ended.
+    fn read(&mut self, after: Seq, bytes_max: usize) -> Result<(Vec<u64>, Seq), TestCaseError> {
+        let mut run = Run::default();
+        if self.generations().read(after, bytes_max, &mut run).is_err() {
+            // A scripted failure to open; the next time is another one.
+            prop_assert!(self.has_failed);
+            return Ok((Vec::new(), after));
+        }
+        let durable = self.generations().figures().durable;
+        prop_assert!(run.end() <= durable.max(after));
+        let (mut seen, mut last) = (Vec::new(), after);
+        for (seq, _, event) in run.events() {
+            prop_assert!(seq > last && seq <= run.end());
+            last = seq;
+            let id: u64 = event.id.text(&mut [0; 36]).parse().unwrap();
+            let payload = self.samples[id as usize].payload();
+            prop_assert_eq!(event.payload, Payload::Bytes(&payload));
+            let known = *self.known.entry(seq.0).or_insert(id);
+            prop_assert_eq!(known, id, "position {} stands for two events", seq);
+            seen.push(seq.0);
+        }
+        if let Some(memory) = self.medium.memory() {
+            prop_assert!(memory.open_count() <= 2, "{} are open", memory.open_count());
+        }
+        Ok((seen, run.end()))
+    }
+
+    /// Reads everything behind the cursor and looks whether all of it is there.
+    fn check(&mut self) -> TestCaseResult {
+        let figures = self.generations().figures();
+        let (mut after, mut seen) = (figures.cursor, Vec::new());
+        let mut failures = 0;
+        while after < figures.durable {
+            let bytes_max = self.rng.usize(1..100_000);
+            let (positions, end) = self.read(after, bytes_max)?;
+            failures += u8::from(end == after);
+            prop_assert!(failures < 9, "the read at {} gets no further", after);
+            seen.extend(positions);
+            after = end;
+        }
+        let wanted = self.acked.range(self.asked.0 + 1..).map(|(seq, _)| *seq);
+        let missing: Vec<_> = wanted.filter(|seq| seen.binary_search(seq).is_err()).collect();
+        prop_assert!(missing.is_empty(), "acknowledged and missing: {:?} {:?}", missing, figures);
+        // Where anything unsynced may be lost, the rest has holes that were never acknowledged and are counted.
+        let is_exact = self.medium.memory().is_none_or(|memory| memory.cut() != Cut::Any);
+        if is_exact && !self.has_failed {
+            prop_assert_eq!(self.generations().figures().damaged, 0);
+        }
+        Ok(())
+    }
+
+    fn note_high_water(&mut self) {
+        let Some(memory) = self.medium.memory() else { return };
+        let newest = memory.row().last().copied();
+        if self.high_water.1 != newest {
+            self.high_water = (fs::read(self.dir.join("HIGHWATER")).unwrap(), newest);
+        }
+    }
+
+    /// No more faults: everything is drained, one generation is left, and there is room again.
+    fn finish(&mut self) -> TestCaseResult {
+        if let Some(memory) = self.medium.memory() {
+            memory.heal();
+        }
+        self.sync()?;
+        self.check()?;
+        let durable = self.generations().figures().durable;
+        self.asked = durable;
+        self.generations().advance(durable);
+        self.sync()?;
+        let figures = self.generations().figures();
+        prop_assert_eq!((figures.cursor, figures.generations), (durable, 1), "{:?}", figures);
+        self.append(1, 100, false)?;
+        prop_assert_eq!(self.pending.len(), 1, "there is room: {:?}", self.generations().figures());
+        self.sync()?;
+        self.check()?;
+        prop_assert_eq!(self.acked.range(durable.0 + 1..).count(), 1);
+        Ok(())
+    }
+}
+
+fn bytes_on_disk(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| {
+            if entry.file_type().unwrap().is_dir() {
+                bytes_on_disk(&entry.path())
+            } else {
+                entry.metadata().unwrap().len()
+            }
+        })
+        .sum()
+}
+
+fn play<M: Medium>(medium: M, limits: Limits, actions: &[Action], seed: u64) -> TestCaseResult {
+    let dir = tempfile::tempdir().unwrap();
+    // The generations of sled lie beside the other files.
+    let mut model = Model::new(medium, dir.path(), limits, seed);
+    for &action in actions {
+        model.act(action)?;
+    }
+    model.finish()
+}
+
+const MEMORY: Limits = Limits { bytes_max: 3 * 1024 * 1024, generation_bytes: 64 * 1024 };
+
+/// So many cases, unless `PROPTEST_CASES` asks for a longer run.
+fn cases(cases: u32) -> ProptestConfig {
+    let asked = std::env::var_os("PROPTEST_CASES").is_some();
+    let config = ProptestConfig::default();
+    if asked { config } else { ProptestConfig { cases, ..config } }
+}
+
+proptest! {
+    #![proptest_config(cases(100))]
+
+    #[test]
+    fn a_log_that_loses_its_tail(actions in prop::collection::vec(action(), 1..80), seed: u64) {
+        play(MemoryShelf::new(Cut::Tail, seed), MEMORY, &actions, seed)?;
+    }
+
+    #[test]
+    fn a_store_that_loses_anything_unsynced(actions in prop::collection::vec(action(), 1..80), seed: u64) {
+        play(MemoryShelf::new(Cut::Any, seed), MEMORY, &actions, seed)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(10))]
+
+    #[test]
+    fn sled_with_starts_in_between(actions in prop::collection::vec(action(), 1..80), seed: u64) {
+        let limits = Limits { bytes_max: 24 * 1024 * 1024, generation_bytes: 256 * 1024 };
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = Model::new(Disk(dir.path()), dir.path(), limits, seed);
+        for action in actions {
+            model.act(action)?;
+        }
+        model.finish()?;
+    }
+}
