@@ -15,5 +15,7 @@ mod crash;
 mod full;
 mod harness;
 mod outage;
+mod process;
+mod redis;
 mod services_obey;
 mod unix;
