@@ -1,5 +1,6 @@
 //! The command line: one file per command, each with its `Args` and a `run` that returns the exit code.
 
+pub mod demo;
 pub mod exit;
 pub mod load;
 pub mod run;
@@ -22,6 +23,7 @@ pub struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Run(run::Args),
+    Demo(demo::Args),
 }
 
 impl Cli {
@@ -43,6 +45,7 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         match self.command {
             Command::Run(args) => args.run(),
+            Command::Demo(args) => args.run(),
         }
     }
 }
