@@ -259,7 +259,7 @@ mod tests {
             assert!(property_refused(name).is_some(), "{name}");
         }
         let reason = "fieldpost sets it to true".to_owned();
-        assert_eq!(property_refused("socket.keepalive.enable"), Some(reason));
+        assert_eq!(property_refused("enable.idempotence"), Some(reason));
         assert_eq!(property_refused("broker.address.family"), None);
     }
 

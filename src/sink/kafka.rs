@@ -1,4 +1,4 @@
-//! Kafka through librdkafka: the only file that names rdkafka.
+//! Kafka through librdkafka: the only file of the agent that names rdkafka (`cli::demo::cluster` plays a broker).
 //!
 //! One idempotent producer with its own polling thread. Its queue is bounded in bytes, messages never expire, and the
 //! properties on which the promise rests ([`OWN_PROPERTIES`]) are not open to configuration. Records go out at once

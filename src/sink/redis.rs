@@ -15,6 +15,8 @@
 //! next ping. A user for the agent needs `+ping +publish &events:*`, and `+select` with `redis.database`.
 //! Not promised: that anybody listens, and an answer per ping after a broken pipeline (all of it counts as dropped).
 
+pub mod subscription;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
