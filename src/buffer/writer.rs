@@ -20,6 +20,10 @@ use crate::event::Seq;
 /// Time between two tries to open the buffer again after a failed write.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long a cursor waits for a group of appends to become durable with it, before it gets a sync of its own: nobody
+/// waits for that sync, and a cursor that is late only sends some events again after a crash.
+const CURSOR_INTERVAL: Duration = Duration::from_millis(500);
+
 /// A batch on its way to the disk.
 #[derive(Debug)]
 pub(super) struct Append {
@@ -121,7 +125,7 @@ impl<H: Shelf> Writer<H> {
             while let Ok(command) = self.commands.try_recv() {
                 self.take(command);
             }
-            if self.closing.is_some() || self.gathers_until().is_none_or(|until| until <= Instant::now()) {
+            if self.closing.is_some() || self.held_until().is_none_or(|until| until <= Instant::now()) {
                 self.turn();
             }
         }
@@ -145,10 +149,23 @@ impl<H: Shelf> Writer<H> {
     fn receive(&self) -> Result<Command, RecvTimeoutError> {
         let deadlines = self.waiting.iter().filter_map(|append| append.deadline);
         let retry = self.broken.iter().map(|broken| broken.retry);
-        match deadlines.chain(retry).chain(self.gathers_until()).min() {
+        match deadlines.chain(retry).chain(self.held_until()).min() {
             Some(due) => self.commands.recv_timeout(due.saturating_duration_since(Instant::now())),
             None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
         }
+    }
+
+    /// The time before which nothing is to be synced.
+    fn held_until(&self) -> Option<Instant> {
+        self.gathers_until().or_else(|| self.cursor_until())
+    }
+
+    /// While there is only a cursor that nobody waits for: the time at which it is synced without a group.
+    fn cursor_until(&self) -> Option<Instant> {
+        let is_alone = self.waiting.is_empty() && self.commits.is_empty() && self.broken.is_none();
+        let is_room_wanted = self.published.is_full.load(Ordering::Relaxed);
+        let is_late = is_alone && !is_room_wanted && self.generations.is_dirty();
+        self.last_sync.filter(|_| is_late).map(|last| last + CURSOR_INTERVAL)
     }
 
     /// While `commit_interval` holds a group back: the time at which it may be synced, not past anyone's deadline.
@@ -189,7 +206,9 @@ impl<H: Shelf> Writer<H> {
                 self.fail(error);
                 break;
             }
-            self.last_sync = Some(Instant::now());
+            if is_dirty {
+                self.last_sync = Some(Instant::now());
+            }
             self.publish();
             for (first, append) in self.stored.drain(..) {
                 append.accept(first);
