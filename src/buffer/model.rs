@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
 use super::batch::Batch;
-use super::generations::Generations;
+use super::generations::{Figures, GENERATION_COST_BYTES, GROWTH, Generations};
 use super::identity::{HighWater, Identity};
 use super::memory::{Cut, MemoryShelf};
 use super::run::Run;
@@ -485,5 +485,97 @@ proptest! {
             model.act(action)?;
         }
         model.finish()?;
+    }
+}
+
+/// Fills the real store to its limit, drains a part, fills it again, lap after lap, with events of one kind.
+fn laps_at_the_limit(bytes_max: u64, seed: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { bytes_max, generation_bytes: (bytes_max / 8).clamp(1024 * 1024, 8 * 1024 * 1024) };
+    let mut generations = open(&Disk(dir.path()), dir.path(), &limits);
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut id = 0;
+    for lap in 0..6 {
+        let (is_noise, largest) = (rng.bool(), [600, 6_000, 60_000][rng.usize(0..3)]);
+        loop {
+            let samples: Vec<_> = (id..id + rng.u64(1..400))
+                .map(|id| Sample { id, bytes: rng.usize(1..largest), is_noise })
+                .scan(0, |bytes, sample| {
+                    *bytes += sample.bytes;
+                    (*bytes < 400_000).then_some(sample)
+                })
+                .collect();
+            let batch = batch(&samples);
+            if !generations.has_room(batch.bytes()).unwrap() {
+                break;
+            }
+            id += samples.len() as u64;
+            generations.put(&batch).unwrap();
+            if rng.u8(0..8) < 3 {
+                generations.sync().unwrap();
+                let real = bytes_on_disk(dir.path());
+                assert!(real <= bytes_max, "lap {lap}: {real} of {bytes_max}, {:?}", generations.figures());
+            }
+        }
+        generations.sync().unwrap();
+        let real = bytes_on_disk(dir.path());
+        assert!(real <= bytes_max, "lap {lap}: {real} of {bytes_max}");
+        let Figures { durable, cursor, .. } = generations.figures();
+        let part = if lap % 2 == 1 { durable.0 - cursor.0 } else { rng.u64(0..=durable.0 - cursor.0) };
+        // In steps, as a drain does.
+        for step in 1..=10 {
+            generations.advance(Seq(cursor.0 + part * step / 10));
+            generations.sync().unwrap();
+        }
+        let real = bytes_on_disk(dir.path());
+        assert!(real <= bytes_max, "lap {lap}, drained: {real} of {bytes_max}");
+        if part == durable.0 - cursor.0 {
+            assert!(generations.has_room(400_000).unwrap(), "lap {lap}: full and empty, {:?}", generations.figures());
+        }
+    }
+}
+
+#[test]
+fn a_small_disk_is_never_overrun_nor_stuck() {
+    for seed in 0..4 {
+        laps_at_the_limit(8 * 1024 * 1024, seed);
+    }
+}
+
+#[test]
+fn a_middling_disk_is_never_overrun_nor_stuck() {
+    laps_at_the_limit(24 * 1024 * 1024, 4);
+}
+
+/// Puts groups of incompressible events until a few generations are full.
+fn groups(event_bytes: usize, group_bytes: usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits { bytes_max: 256 * 1024 * 1024, generation_bytes: 8 * 1024 * 1024 };
+    let mut generations = open(&Disk(dir.path()), dir.path(), &limits);
+    let mut rng = fastrand::Rng::with_seed(event_bytes as u64);
+    let (mut id, mut total) = (0, 0);
+    while total < 12_000_000 {
+        let (before, mut put) = (bytes_on_disk(dir.path()), 0);
+        while put < group_bytes {
+            let bytes = rng.usize(event_bytes / 2..event_bytes);
+            let batch = batch(&[Sample { id, bytes, is_noise: true }]);
+            generations.put(&batch).unwrap();
+            id += 1;
+            put += batch.bytes();
+        }
+        generations.sync().unwrap();
+        total += put;
+        let growth = bytes_on_disk(dir.path()) - before;
+        let allowed = GROWTH * put as u64 + GENERATION_COST_BYTES;
+        assert!(growth <= allowed, "{event_bytes} {group_bytes}: {put} put, {growth} of {allowed}");
+    }
+}
+
+#[test]
+fn sled_grows_no_more_than_the_quota_allows_for() {
+    for (event_bytes, group_bytes) in
+        [(900, 100_000), (6_900, 400_000), (60_000, 900_000), (60_000, 4_000_000), (1_000_000, 2_000_000)]
+    {
+        groups(event_bytes, group_bytes);
     }
 }
