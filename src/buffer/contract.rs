@@ -174,8 +174,7 @@ fn a_second_put_replaces<M: Medium>(medium: &M) {
 fn what_was_synced_survives<M: Medium>(medium: &M) {
     for round in 0..10_u8 {
         let mut shelf = medium.shelf();
-        let mut store =
-            if round == 0 { shelf.create(Seq(1)).unwrap() } else { shelf.open(Seq(1)).unwrap() };
+        let mut store = if round == 0 { shelf.create(Seq(1)).unwrap() } else { shelf.open(Seq(1)).unwrap() };
         store.remove(&[round, 1]).unwrap();
         store.put(&[round], b"kept").unwrap();
         store.sync().unwrap();

@@ -252,10 +252,8 @@ impl MemoryShelf {
     fn start(&self, first: Seq) -> Result<MemoryStore, StoreError> {
         let mut state = self.state();
         let life = state.life;
-        let medium = state.row.entry(first).or_insert_with(|| Medium {
-            disk_bytes: EMPTY_BYTES,
-            ..Medium::default()
-        });
+        let medium =
+            state.row.entry(first).or_insert_with(|| Medium { disk_bytes: EMPTY_BYTES, ..Medium::default() });
         if std::mem::replace(&mut medium.is_open, true) {
             return Err(StoreError::Io(format!("{first} is open already")));
         }

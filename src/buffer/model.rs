@@ -24,11 +24,18 @@ use crate::event::{Event, EventId, Payload, Seq, Stamp};
 #[derive(Debug, Clone, Copy)]
 enum Action {
     /// So many events of about this size.
-    Append { count: u8, bytes: u16, is_noise: bool },
+    Append {
+        count: u8,
+        bytes: u16,
+        is_noise: bool,
+    },
     Sync,
     /// Up to this part of what is durable, in 255ths.
     Commit(u8),
-    Read { from: u8, bytes_max: u32 },
+    Read {
+        from: u8,
+        bytes_max: u32,
+    },
     Close,
     /// The process ends without a word.
     Die,
@@ -38,8 +45,12 @@ enum Action {
 /// What only the memory shelf can play.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
-    PowerCut { is_high_water_late: bool },
-    Sync { is_full: bool },
+    PowerCut {
+        is_high_water_late: bool,
+    },
+    Sync {
+        is_full: bool,
+    },
     Put,
     Create,
     Delete,
@@ -49,7 +60,8 @@ enum Fault {
 }
 
 fn action() -> impl Strategy<Value = Action> {
-    let bytes = prop_oneof![5 => 0..300_u16, 2 => 300..6_900_u16, 2 => 6_850..7_150_u16, 1 => 7_000..60_000_u16];
+    let bytes =
+        prop_oneof![5 => 0..300_u16, 2 => 300..6_900_u16, 2 => 6_850..7_150_u16, 1 => 7_000..60_000_u16];
     let append = (1..30_u8, bytes, any::<bool>()).prop_map(|(count, bytes, is_noise)| {
         let count = count.min((100_000 / (u32::from(bytes) + 100)).max(1) as u8);
         Action::Append { count, bytes, is_noise }
@@ -435,7 +447,11 @@ fn bytes_on_disk(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
     entries
         .map(|entry| {
-            if entry.file_type().unwrap().is_dir() { bytes_on_disk(&entry.path()) } else { entry.metadata().unwrap().len() }
+            if entry.file_type().unwrap().is_dir() {
+                bytes_on_disk(&entry.path())
+            } else {
+                entry.metadata().unwrap().len()
+            }
         })
         .sum()
 }
@@ -460,7 +476,7 @@ fn cases(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(cases(100))]
+    #![proptest_config(cases(60))]
 
     #[test]
     fn a_log_that_loses_its_tail(actions in prop::collection::vec(action(), 1..80), seed: u64) {
@@ -474,7 +490,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(10))]
+    #![proptest_config(cases(8))]
 
     #[test]
     fn sled_with_starts_in_between(actions in prop::collection::vec(action(), 1..80), seed: u64) {
@@ -495,8 +511,8 @@ fn laps_at_the_limit(bytes_max: u64, seed: u64) {
     let mut generations = open(&Disk(dir.path()), dir.path(), &limits);
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut id = 0;
-    for lap in 0..6 {
-        let (is_noise, largest) = (rng.bool(), [600, 6_000, 60_000][rng.usize(0..3)]);
+    for lap in 0..5 {
+        let (is_noise, largest) = (rng.u8(0..5) > 0, [600, 6_000, 60_000][rng.usize(0..3)]);
         loop {
             let samples: Vec<_> = (id..id + rng.u64(1..400))
                 .map(|id| Sample { id, bytes: rng.usize(1..largest), is_noise })
@@ -530,21 +546,25 @@ fn laps_at_the_limit(bytes_max: u64, seed: u64) {
         let real = bytes_on_disk(dir.path());
         assert!(real <= bytes_max, "lap {lap}, drained: {real} of {bytes_max}");
         if part == durable.0 - cursor.0 {
-            assert!(generations.has_room(400_000).unwrap(), "lap {lap}: full and empty, {:?}", generations.figures());
+            assert!(
+                generations.has_room(400_000).unwrap(),
+                "lap {lap}: full and empty, {:?}",
+                generations.figures()
+            );
         }
     }
 }
 
 #[test]
 fn a_small_disk_is_never_overrun_nor_stuck() {
-    for seed in 0..4 {
+    for seed in 0..3 {
         laps_at_the_limit(8 * 1024 * 1024, seed);
     }
 }
 
 #[test]
 fn a_middling_disk_is_never_overrun_nor_stuck() {
-    laps_at_the_limit(24 * 1024 * 1024, 4);
+    laps_at_the_limit(20 * 1024 * 1024, 4);
 }
 
 /// Puts groups of incompressible events until a few generations are full.
@@ -577,5 +597,130 @@ fn sled_grows_no_more_than_the_quota_allows_for() {
         [(900, 100_000), (6_900, 400_000), (60_000, 900_000), (60_000, 4_000_000), (1_000_000, 2_000_000)]
     {
         groups(event_bytes, group_bytes);
+    }
+}
+
+/// What earlier versions got wrong, as short as it can be told.
+#[test]
+fn known_mistakes() {
+    use Action::{Append, Close, Commit, Die, Fault as Play, Sync};
+    let small = Append { count: 1, bytes: 0, is_noise: false };
+    let large = |count| Append { count, bytes: 6_984, is_noise: true };
+    let failing = Play(Fault::Sync { is_full: false });
+    let cut = |is_high_water_late| Play(Fault::PowerCut { is_high_water_late });
+    let mistakes: [&[Action]; 9] = [
+        // The first sync of a generation fails: the new one cannot have the same name.
+        &[small, failing, Sync, small, Sync, cut(false), failing, Sync, small, Sync],
+        // A new, empty generation is damaged: its name is taken.
+        &[Play(Fault::Damage(0)), small, Sync, Close],
+        // A put fails behind others: what is still there is served, hence synced.
+        &[small, Play(Fault::Put), small, Close],
+        // A process that dies before its sync leaves events that are served, hence synced.
+        &[small, Die, cut(false), small, Sync],
+        // The agent ends with a failed sync: the next one does not write behind what the disk may not have.
+        &[
+            small,
+            Sync,
+            small,
+            failing,
+            Close,
+            cut(false),
+            small,
+            Sync,
+            failing,
+            small,
+            Close,
+            cut(true),
+            small,
+            Sync,
+        ],
+        // The sync at a start fails.
+        &[small, Sync, failing, small, Die, cut(true), small, Sync],
+        // A generation is made by half and the old one grows on.
+        &[large(13), Play(Fault::Create), Sync, small, Sync, Close],
+        &[large(13), Play(Fault::Create), Play(Fault::Delete), Sync, small, Sync, Close, Commit(99)],
+        // Chunks without their event lie between later blocks.
+        &[
+            small,
+            Sync,
+            large(5),
+            cut(false),
+            Append { count: 8, bytes: 0, is_noise: false },
+            Sync,
+            Commit(128),
+            Sync,
+        ],
+    ];
+    for (index, actions) in mistakes.iter().enumerate() {
+        for seed in 0..16 {
+            for cut in [Cut::Tail, Cut::Any] {
+                let played = play(MemoryShelf::new(cut, seed), MEMORY, actions, seed);
+                assert!(played.is_ok(), "{index}, seed {seed}, {cut:?}: {played:?}");
+            }
+        }
+    }
+}
+
+/// One file of one generation is damaged, somewhere in a row of several.
+#[test]
+fn sled_damaged_in_one_generation_serves_the_others() {
+    const EACH: u64 = 8;
+    let sound = tempfile::tempdir().unwrap();
+    let limits = || Limits { bytes_max: 64 * 1024 * 1024, generation_bytes: 256 * 1024 };
+    let mut model = Model::new(Disk(sound.path()), sound.path(), limits(), 1);
+    for _ in 0..40 {
+        model.append(EACH as u8, 4_000, true).unwrap();
+        model.sync().unwrap();
+    }
+    let (known, samples) = (model.known.clone(), model.samples.clone());
+    drop(model);
+    let mut starts = SledShelf::new(sound.path().to_owned()).list().unwrap();
+    starts.retain(|listed| listed.first < Seq(40 * EACH));
+    assert!(starts.len() > 3);
+    for seed in 0..24 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let dir = tempfile::tempdir().unwrap();
+        copy(sound.path(), dir.path());
+        let victim = rng.usize(0..starts.len());
+        let first = starts[victim].first.0;
+        let end = starts.get(victim + 1).map_or(u64::MAX, |next| next.first.0);
+        let path = dir.path().join(format!("{first:020}.gen/db"));
+        let mut content = fs::read(&path).unwrap();
+        match seed % 4 {
+            0 => content.truncate(rng.usize(0..content.len())),
+            1 => content.clear(),
+            2 => {
+                let at = rng.usize(0..content.len() - 512);
+                content[at..at + 512].fill(0xa5);
+            }
+            _ => {
+                let at = rng.usize(0..content.len());
+                content[at] ^= 1 << rng.u8(0..8);
+            }
+        }
+        fs::write(&path, content).unwrap();
+        let mut model = Model::new(Disk(dir.path()), dir.path(), limits(), seed);
+        (model.samples, model.known, model.has_failed) = (samples.clone(), known.clone(), true);
+        model.acked =
+            known.iter().filter(|(seq, _)| !(first..end).contains(seq)).map(|(&a, &b)| (a, b)).collect();
+        model.check().unwrap();
+        let Figures { damaged, .. } = model.generations().figures();
+        let inside = known.keys().filter(|seq| (first..end).contains(seq)).count() as u64;
+        assert!(damaged <= inside, "seed {seed}: {damaged} of {inside}");
+        model.check().unwrap();
+        assert_eq!(model.generations().figures().damaged, damaged, "counted once");
+        model.finish().unwrap();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
     }
 }

@@ -155,7 +155,8 @@ impl<H: Shelf> Writer<H> {
     fn gathers_until(&self) -> Option<Instant> {
         let is_gathering = !self.commit_interval.is_zero() && self.broken.is_none();
         let has_work = !self.waiting.is_empty() && !self.published.is_full.load(Ordering::Relaxed);
-        let until = self.last_sync.filter(|_| is_gathering && has_work).map(|last| last + self.commit_interval);
+        let until =
+            self.last_sync.filter(|_| is_gathering && has_work).map(|last| last + self.commit_interval);
         until.map(|until| self.waiting.iter().filter_map(|append| append.deadline).fold(until, Instant::min))
     }
 
