@@ -28,6 +28,9 @@ const FORMAT: u32 = 1;
 /// How many sequence numbers one synced rewrite of `IDENTITY` reserves: one small write per million events.
 const CEILING_STEP: u64 = 1 << 20;
 
+/// Held by `flock` while a buffer is open.
+pub(super) const LOCK_FILE: &str = "LOCK";
+
 const HIGHWATER_BYTES: usize = 20;
 
 /// Holds the directory; dropping it lets the next owner in.
@@ -42,7 +45,7 @@ impl Lock {
     /// # Errors
     /// [`OpenError::Locked`] with the owner's process id: another agent runs on it.
     pub(super) fn take(dir: &Path) -> Result<Self, OpenError> {
-        let path = dir.join("LOCK");
+        let path = dir.join(LOCK_FILE);
         let failed = |e: &io::Error| OpenError::io(&path, e);
         let mut file = OpenOptions::new()
             .read(true)

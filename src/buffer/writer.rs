@@ -28,18 +28,18 @@ pub(super) struct Append {
     pub(super) deadline: Option<Instant>,
     pub(super) reply: oneshot::Sender<Result<Appended, Refused>>,
     /// Its place in the queue, free for the next one when it is answered.
-    pub(super) permits: [OwnedSemaphorePermit; 2],
+    pub(super) permit: OwnedSemaphorePermit,
 }
 
 impl Append {
     fn refuse(self, reason: AppendError) {
-        drop(self.permits);
+        drop(self.permit);
         // A caller that has gone away does not want to know.
         let _ = self.reply.send(Err(Refused { reason, batch: Some(self.batch) }));
     }
 
     fn accept(self, first: Seq) {
-        drop(self.permits);
+        drop(self.permit);
         let _ = self.reply.send(Ok(Appended { first, batch: self.batch }));
     }
 }

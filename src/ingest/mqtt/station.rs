@@ -1,0 +1,579 @@
+//! The loop between link and buffer: takes publishes into a load, appends one load after the other, and answers what
+//! became durable.
+//!
+//! One append at a time: while it syncs the next load gathers, so that the order of events and of answers needs no
+//! care and the writer always finds one load as large as the sync was long. The link is never waited for by the
+//! buffer nor the other way round.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::select;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::book::{Book, LoadNumber, Mark, Received};
+use super::link::{Failure, FailureKind, Heard, Link, Publish, Requests, Wire};
+use super::subscriptions::{Complaint, Granted, Subscriptions};
+use super::{MqttError, Options, Qos, body, packet_bytes_max};
+use crate::backoff::Backoff;
+use crate::buffer::{AppendError, Batch, Refused, Wait};
+use crate::ingest::{Admission, Refusal};
+use crate::log::Limited;
+use crate::stats::{LinkState, Stats};
+
+/// Shortest time between two appends while events trickle in: 2,000 events a second cost 200 syncs. An event that
+/// comes alone is appended at once.
+const GATHER: Duration = Duration::from_millis(5);
+/// A load of this many bytes is worth a sync of its own.
+const LOAD_BYTES: usize = 256 << 10;
+/// What a publish costs besides its encoded event: its end in the batch and its entry in the order book.
+const PUBLISH_BYTES: usize = 64;
+/// From `stop` to the end, whatever buffer and broker do.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+/// A link that held this long was a working one: the next failure is a new one.
+const HELD: Duration = Duration::from_secs(5);
+const RECONNECT_FIRST: Duration = Duration::from_millis(200);
+const RECONNECT_MAX: Duration = Duration::from_secs(30);
+/// For what a human has to mend: refused credentials, a packet that cannot be read.
+const REFUSED_FIRST: Duration = Duration::from_secs(5);
+const REFUSED_MAX: Duration = Duration::from_secs(60);
+const STORE_FIRST: Duration = Duration::from_millis(100);
+const STORE_MAX: Duration = Duration::from_secs(5);
+/// Longest part of a topic in a log line, in characters.
+const SHOWN_CHARS_MAX: usize = 120;
+
+/// Runs one input. See [`super::run`].
+pub(super) async fn serve<W: Wire>(
+    options: Options,
+    admission: Admission,
+    stop: CancellationToken,
+) -> Result<(), MqttError> {
+    let mut station = Station::<W>::new(options, admission);
+    let mut turn = pin!(station.link(Duration::ZERO).turn());
+    let mut timer = pin!(sleep(Duration::ZERO));
+    let mut append: Option<Append> = None;
+    loop {
+        let now = Instant::now();
+        station.ask(now);
+        if append.is_none() {
+            append = station.submit(now);
+        }
+        if let Some(delay) = station.reconnect_in() {
+            turn.set(station.link(delay).turn());
+        }
+        if station.is_done(append.is_some(), now) {
+            return Ok(());
+        }
+        let wake = station.wake_at(append.is_some(), now);
+        if let Some(at) = wake.filter(|&at| at != timer.deadline()) {
+            timer.as_mut().reset(at);
+        }
+        // Order: what is rare comes first, since a busy link is always ready.
+        select! {
+            biased;
+            () = stop.cancelled(), if station.stop_by.is_none() => station.stop(),
+            stored = outcome(&mut append), if append.is_some() => {
+                append = None;
+                if station.stored(stored) == Buffering::Closed {
+                    return if stop.is_cancelled() { Ok(()) } else { Err(MqttError::BufferClosed) };
+                }
+            }
+            () = &mut timer, if wake.is_some() => {}
+            mut link = &mut turn => {
+                station.hear(&mut link);
+                turn.set(link.turn());
+            }
+        }
+    }
+}
+
+type Append = Pin<Box<dyn Future<Output = Stored> + Send>>;
+
+/// Cancel safe: yes, the append is kept by its owner.
+async fn outcome(append: &mut Option<Append>) -> Stored {
+    match append {
+        Some(append) => append.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What became of a load.
+#[derive(Debug)]
+enum Stored {
+    Durable(Batch),
+    /// The full buffer refuses by policy.
+    Refused(Batch),
+    /// Nobody knows.
+    Unknown,
+    Closed,
+}
+
+/// Appends `batch`, however long it takes, and again after failures that leave it whole.
+async fn store(admission: Admission, batch: Batch, limited: Arc<Limited>) -> Stored {
+    let mut backoff = Backoff::new(STORE_FIRST, STORE_MAX);
+    let mut batch = batch;
+    loop {
+        let Refused { reason, batch: back } = match admission.append(batch, Wait::Forever).await {
+            Ok(appended) => return Stored::Durable(appended.batch),
+            Err(refused) => refused,
+        };
+        batch = match (&reason, back) {
+            (AppendError::Closed, _) => return Stored::Closed,
+            (_, None) => return Stored::Unknown,
+            (AppendError::Full, Some(batch)) => return Stored::Refused(batch),
+            (_, Some(batch)) => batch,
+        };
+        if let Some(suppressed) = limited.allow() {
+            warn!(%reason, events = batch.len(), suppressed, "append failed; trying again, PUBACK withheld");
+        }
+        sleep(backoff.delay()).await;
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Buffering {
+    Open,
+    Closed,
+}
+
+/// State of the loop; every method is one step and none waits.
+struct Station<W: Wire> {
+    options: Arc<Options>,
+    admission: Admission,
+    notices: Notices,
+    subscriptions: Subscriptions,
+    book: Book,
+    /// The load that gathers.
+    batch: Batch,
+    load: LoadNumber,
+    /// Memory of the last load, for the next one.
+    spare: Batch,
+    submitted: Option<Instant>,
+    /// The connection, once CONNACK came.
+    requests: Option<W::Requests>,
+    connected: Option<Instant>,
+    reconnect: Backoff,
+    refused: Backoff,
+    /// Set when the connection must be made anew although it works.
+    reconnect_in: Option<Duration>,
+    /// Publishes of this connection are left with the broker; see "Pressure" in [`super`].
+    skipping: bool,
+    /// The failure that was logged last, until the link is up.
+    told: Option<String>,
+    /// Set when stopping.
+    stop_by: Option<Instant>,
+    goodbye: Goodbye,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goodbye {
+    Unsaid,
+    Asked,
+    Said,
+}
+
+impl<W: Wire> Station<W> {
+    fn new(options: Options, admission: Admission) -> Self {
+        admission.stats().mqtt.set(LinkState::Down);
+        Self {
+            subscriptions: Subscriptions::new(&options.topics, options.qos),
+            options: Arc::new(options),
+            admission,
+            notices: Notices::new(),
+            book: Book::default(),
+            batch: Batch::new(),
+            load: 1,
+            spare: Batch::new(),
+            submitted: None,
+            requests: None,
+            connected: None,
+            reconnect: Backoff::new(RECONNECT_FIRST, RECONNECT_MAX),
+            refused: Backoff::new(REFUSED_FIRST, REFUSED_MAX),
+            reconnect_in: None,
+            skipping: false,
+            told: None,
+            stop_by: None,
+            goodbye: Goodbye::Unsaid,
+        }
+    }
+
+    fn link(&self, delay: Duration) -> Link<W> {
+        Link::new(Arc::clone(&self.options), packet_bytes_max(self.admission.event_bytes_max()), delay)
+    }
+
+    fn stats(&self) -> &Stats {
+        self.admission.stats()
+    }
+
+    // ---- what the link says -------------------------------------------------------------------------------------
+
+    fn hear(&mut self, link: &mut Link<W>) {
+        let mut all = std::mem::take(&mut link.heard);
+        for heard in all.drain(..) {
+            match heard {
+                Heard::Publish(publish) => self.take(&publish),
+                Heard::Answered => self.book.written(),
+                Heard::Released(pkid) => self.book.release(pkid),
+                Heard::Connected { session } => {
+                    self.requests = link.requests.take();
+                    self.connect(session);
+                }
+                Heard::Granted(granted) => self.granted(granted),
+                Heard::Goodbye => self.goodbye = Goodbye::Said,
+                Heard::Down(failure) => {
+                    let delay = self.fail(&failure);
+                    link.connect_after(delay);
+                }
+            }
+        }
+        link.heard = all;
+    }
+
+    fn connect(&mut self, session: bool) {
+        let now = Instant::now();
+        self.connected = Some(now);
+        self.told = None;
+        if !session {
+            self.book.start_anew();
+        }
+        self.subscriptions.connected(session, now);
+        if self.stats().mqtt.set(LinkState::Up) {
+            let Options { host, port, client_id, .. } = &*self.options;
+            info!(host, port, client_id, session, "MQTT broker connected");
+        }
+    }
+
+    /// The connection is gone; returns how long to wait for the next one.
+    fn fail(&mut self, failure: &Failure) -> Duration {
+        if self.connected.is_some_and(|at| at.elapsed() >= HELD) {
+            self.reconnect.reset();
+            self.refused.reset();
+        }
+        self.disconnected();
+        let was_up = self.stats().mqtt.set(LinkState::Down);
+        let news = self.told.as_ref() != Some(&failure.what);
+        let delay = match failure.kind {
+            FailureKind::Refused { .. } | FailureKind::PacketTooLarge => self.refused.delay(),
+            _ => self.reconnect.delay(),
+        };
+        self.tell(failure, was_up, news, delay);
+        delay
+    }
+
+    fn tell(&mut self, failure: &Failure, was_up: bool, news: bool, delay: Duration) {
+        let Options { host, port, client_id, .. } = &*self.options;
+        let what = failure.what.as_str();
+        match failure.kind {
+            FailureKind::Refused { hint } if news => {
+                error!(host, port, client_id, what, "MQTT broker refuses the connection; look at {hint}");
+            }
+            FailureKind::TakenOver if self.notices.taken_over.allow().is_some() => {
+                error!(client_id, "another MQTT client took over the session; mqtt.client_id must be unique");
+            }
+            FailureKind::PacketTooLarge if self.notices.packet.allow().is_some() => {
+                let bytes_max = packet_bytes_max(self.admission.event_bytes_max());
+                error!(
+                    what,
+                    bytes_max,
+                    "the broker sends a packet that is too large to read, and will again; set max_packet_size in \
+                     the broker or mqtt.protocol = 5 here"
+                );
+            }
+            _ if was_up || self.told.is_none() => warn!(host, port, what, "MQTT link down"),
+            _ => debug!(host, port, what, ?delay, "MQTT link still down"),
+        }
+        self.told = Some(failure.what.clone());
+    }
+
+    /// What ends with a connection.
+    fn disconnected(&mut self) {
+        self.requests = None;
+        self.connected = None;
+        self.skipping = false;
+        self.subscriptions.disconnected();
+        let lost = self.book.lose();
+        self.stats().mqtt_acks_dropped.add(lost);
+    }
+
+    fn granted(&mut self, granted: Vec<Granted>) {
+        for complaint in self.subscriptions.answered(granted, Instant::now()) {
+            match complaint {
+                Complaint::Refused { filter, reason } => {
+                    error!(filter, reason, "MQTT subscription refused; trying again, look at mqtt.topics");
+                }
+                Complaint::Lowered { filter, granted } => {
+                    warn!(filter, ?granted, wanted = ?self.options.qos, "MQTT subscription granted with less");
+                }
+            }
+        }
+    }
+
+    // ---- publishes ----------------------------------------------------------------------------------------------
+
+    fn take(&mut self, publish: &Publish) {
+        let full = self.pending_bytes() >= self.options.pending_bytes_max;
+        if publish.qos == Qos::AtMostOnce {
+            if full || self.stop_by.is_some() {
+                self.stats().mqtt_qos0_dropped.add(1);
+                self.notices.qos0(publish);
+            } else {
+                self.admit(publish);
+            }
+            return;
+        }
+        let mark = mark(publish);
+        let again = self.book.knows(mark, publish.dup);
+        if !again && (full || self.skipping || self.stop_by.is_some()) {
+            self.skip();
+            return;
+        }
+        if self.book.receive(mark, publish.dup, self.load) == Received::New && !self.admit(publish) {
+            self.book.last_is_unfit();
+        }
+    }
+
+    /// Order: after one publish was left with the broker, all later ones of the connection are, or the redelivered
+    /// one would be behind them.
+    fn skip(&mut self) {
+        if !self.skipping
+            && self.stop_by.is_none()
+            && let Some(suppressed) = self.notices.skipped.allow()
+        {
+            let bytes_max = self.options.pending_bytes_max;
+            warn!(
+                bytes_max,
+                suppressed, "too much waits for the buffer: publishes stay with the MQTT broker"
+            );
+        }
+        self.skipping = true;
+    }
+
+    /// Whether the publish became an event of the load.
+    fn admit(&mut self, publish: &Publish) -> bool {
+        let bytes_max = self.admission.event_bytes_max();
+        // An encoded event is never larger in text than this: base64 grows by a third, names are bounded. Looking
+        // first keeps a huge publish from being copied only to be refused.
+        if publish.payload.len() > (bytes_max / 3).saturating_mul(4).saturating_add(16 << 10) {
+            self.stats().too_large.add(1);
+            let refusal = Refusal::TooLarge { bytes: publish.payload.len(), bytes_max };
+            self.notices.unfit(&self.notices.too_large, publish, &refusal);
+            return false;
+        }
+        let draft = match body::draft(&self.options.topics, &publish.topic, &publish.payload) {
+            Ok(draft) => draft,
+            Err(unfit) => {
+                self.stats().invalid.add(1);
+                self.notices.unfit(self.notices.limit_of(unfit), publish, &unfit);
+                return false;
+            }
+        };
+        let Err(refusal) = self.admission.admit(&draft, &mut self.batch) else { return true };
+        let limited = match refusal {
+            Refusal::TooLarge { .. } => &self.notices.too_large,
+            Refusal::Invalid(_) => &self.notices.invalid,
+        };
+        self.notices.unfit(limited, publish, &refusal);
+        false
+    }
+
+    fn pending_bytes(&self) -> usize {
+        self.batch.bytes() + PUBLISH_BYTES * (self.batch.len() + self.book.len())
+    }
+
+    // ---- the buffer ---------------------------------------------------------------------------------------------
+
+    /// When the load that gathers is to be appended; `now` if it is time.
+    fn due_at(&self, now: Instant) -> Option<Instant> {
+        let gathered = self.submitted.map(|at| at + GATHER);
+        let urgent =
+            self.batch.bytes() >= LOAD_BYTES || self.book.holds_up_the_broker() || self.stop_by.is_some();
+        let at = gathered.filter(|&at| at > now && !urgent).unwrap_or(now);
+        (!self.batch.is_empty()).then_some(at)
+    }
+
+    /// Starts the append of the load, if it is time.
+    fn submit(&mut self, now: Instant) -> Option<Append> {
+        self.due_at(now).filter(|&at| at <= now)?;
+        self.submitted = Some(now);
+        self.load += 1;
+        let batch = std::mem::replace(&mut self.batch, std::mem::take(&mut self.spare));
+        let limited = Arc::clone(&self.notices.storage);
+        Some(Box::pin(store(self.admission.clone(), batch, limited)))
+    }
+
+    fn stored(&mut self, stored: Stored) -> Buffering {
+        // One append at a time: it is the load before the one that gathers.
+        let load = self.load - 1;
+        match stored {
+            Stored::Durable(batch) => {
+                self.stats().mqtt_in.add(batch.len() as u64);
+                self.settle(load, batch);
+            }
+            Stored::Refused(batch) => {
+                self.stats().refused.add(batch.len() as u64);
+                if let Some(suppressed) = self.notices.refused.allow() {
+                    warn!(
+                        events = batch.len(),
+                        suppressed, "the buffer is full: events refused and acknowledged"
+                    );
+                }
+                self.settle(load, batch);
+            }
+            Stored::Unknown => {
+                self.book.forget(load);
+                self.reconnect_in = Some(self.reconnect.delay());
+                if let Some(suppressed) = self.notices.storage.allow() {
+                    warn!(
+                        suppressed,
+                        "outcome of an append is unknown: the MQTT broker is asked to deliver again"
+                    );
+                }
+            }
+            Stored::Closed => return Buffering::Closed,
+        }
+        Buffering::Open
+    }
+
+    fn settle(&mut self, load: LoadNumber, batch: Batch) {
+        self.spare = batch;
+        self.spare.clear();
+        let lost = self.book.settle(load);
+        self.stats().mqtt_acks_dropped.add(lost);
+    }
+
+    // ---- what is asked of the link ------------------------------------------------------------------------------
+
+    /// Hands the client what it has room for: filters to subscribe, answers that are due, the goodbye.
+    fn ask(&mut self, now: Instant) {
+        let Some(requests) = &mut self.requests else { return };
+        if let Some(filters) = self.subscriptions.take_due(now)
+            && !requests.subscribe(filters, self.options.qos)
+        {
+            self.subscriptions.postpone(now);
+        }
+        while let Some(mark) = self.book.next_answer() {
+            if !requests.answer(mark.pkid, mark.twice) {
+                return;
+            }
+            self.book.hand_over();
+        }
+        if self.stop_by.is_some()
+            && self.goodbye == Goodbye::Unsaid
+            && self.batch.is_empty()
+            && self.book.len() == 0
+            && requests.disconnect()
+        {
+            self.goodbye = Goodbye::Asked;
+        }
+    }
+
+    /// Whether, and after which wait, the connection must be made anew by us.
+    fn reconnect_in(&mut self) -> Option<Duration> {
+        let caught_up =
+            self.skipping && self.stop_by.is_none() && self.requests.is_some() && self.book.len() == 0;
+        if caught_up {
+            debug!("the buffer caught up: reconnecting, so that the broker delivers what was left with it");
+            self.reconnect_in = Some(RECONNECT_FIRST);
+        }
+        let delay = self.reconnect_in.take()?;
+        self.disconnected();
+        Some(delay)
+    }
+
+    // ---- time ---------------------------------------------------------------------------------------------------
+
+    fn wake_at(&self, appending: bool, now: Instant) -> Option<Instant> {
+        let due = if appending { None } else { self.due_at(now) };
+        [due, self.subscriptions.due_at(), self.stop_by].into_iter().flatten().min()
+    }
+
+    fn stop(&mut self) {
+        self.stop_by = Some(Instant::now() + STOP_GRACE);
+    }
+
+    /// Whether a stopping input has nothing left to do, or no time.
+    fn is_done(&self, appending: bool, now: Instant) -> bool {
+        let Some(stop_by) = self.stop_by else { return false };
+        let stored = !appending && self.batch.is_empty();
+        let answered = self.requests.is_none() || self.goodbye == Goodbye::Said;
+        (stored && answered) || now >= stop_by
+    }
+}
+
+fn mark(publish: &Publish) -> Mark {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&publish.topic);
+    hasher.update(&publish.payload);
+    let bytes = publish.topic.len() ^ publish.payload.len().rotate_left(16);
+    let print = u64::from(hasher.finalize()) << 32 ^ bytes as u64;
+    Mark { pkid: publish.pkid, twice: publish.qos == Qos::ExactlyOnce, print }
+}
+
+/// One limit for each reason to log that the outside can cause at any rate.
+struct Notices {
+    topic: Limited,
+    missing: Limited,
+    base64: Limited,
+    invalid: Limited,
+    too_large: Limited,
+    qos0: Limited,
+    refused: Limited,
+    skipped: Limited,
+    packet: Limited,
+    taken_over: Limited,
+    storage: Arc<Limited>,
+}
+
+impl Notices {
+    fn new() -> Self {
+        let limited = || Limited::new(Duration::from_secs(60));
+        Self {
+            topic: limited(),
+            missing: limited(),
+            base64: limited(),
+            invalid: limited(),
+            too_large: limited(),
+            qos0: limited(),
+            refused: limited(),
+            skipped: limited(),
+            packet: limited(),
+            taken_over: limited(),
+            storage: Arc::new(limited()),
+        }
+    }
+
+    fn limit_of(&self, unfit: body::Unfit) -> &Limited {
+        match unfit {
+            body::Unfit::Topic => &self.topic,
+            body::Unfit::Missing { .. } => &self.missing,
+            body::Unfit::Base64 => &self.base64,
+        }
+    }
+
+    fn unfit(&self, limited: &Limited, publish: &Publish, reason: &dyn std::fmt::Display) {
+        if let Some(suppressed) = limited.allow() {
+            let topic = shown(publish);
+            warn!(topic, %reason, suppressed, "a publish is no event: acknowledged and dropped");
+        }
+    }
+
+    fn qos0(&self, publish: &Publish) {
+        if let Some(suppressed) = self.qos0.allow() {
+            let topic = shown(publish);
+            warn!(topic, suppressed, "a QoS 0 publish was dropped: the buffer cannot take it in time");
+        }
+    }
+}
+
+/// The topic, printable and short.
+fn shown(publish: &Publish) -> String {
+    String::from_utf8_lossy(&publish.topic)
+        .chars()
+        .take(SHOWN_CHARS_MAX)
+        .flat_map(char::escape_debug)
+        .collect()
+}

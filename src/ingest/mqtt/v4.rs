@@ -1,0 +1,72 @@
+//! The client library's MQTT 3.1.1 side.
+
+use bytes::Bytes;
+use rumqttc::mqttbytes::Error as PacketError;
+use rumqttc::{
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet,
+    Publish, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
+};
+
+use super::adapter::adapter;
+use super::link::{self, CONNECT_TIMEOUT, Failure, FailureKind, Heard, REQUESTS_MAX, Requests, Wire};
+use super::subscriptions::Granted;
+use super::{Options, Qos, hint};
+
+adapter!();
+
+fn connect(options: &Options, packet_bytes_max: usize) -> (AsyncClient, EventLoop) {
+    let mut mqtt = MqttOptions::new(&options.client_id, options.address_host(), options.port);
+    mqtt.set_clean_session(false)
+        .set_keep_alive(options.keep_alive)
+        .set_manual_acks(true)
+        // Nothing is published; each place in flight costs memory.
+        .set_inflight(1)
+        .set_max_packet_size(packet_bytes_max, packet_bytes_max);
+    if let Some((username, password)) = options.credentials() {
+        mqtt.set_credentials(username, password);
+    }
+    let (client, mut eventloop) = AsyncClient::new(mqtt, REQUESTS_MAX);
+    eventloop.network_options.set_tcp_nodelay(true);
+    eventloop.network_options.set_connection_timeout(CONNECT_TIMEOUT.as_secs());
+    (client, eventloop)
+}
+
+fn empty_publish() -> Publish {
+    Publish::new("", QoS::AtLeastOnce, Vec::new())
+}
+
+fn filter(text: String, qos: QoS) -> SubscribeFilter {
+    SubscribeFilter::new(text, qos)
+}
+
+fn granted(code: SubscribeReasonCode) -> Granted {
+    match code {
+        SubscribeReasonCode::Success(qos) => Ok(quality(qos)),
+        SubscribeReasonCode::Failure => Err("refused without a reason (MQTT 3.1.1 has none)".into()),
+    }
+}
+
+fn failure(error: &ConnectionError) -> Failure {
+    let kind = match error {
+        ConnectionError::ConnectionRefused(code) => match code {
+            ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {
+                FailureKind::Refused { hint: hint::CREDENTIALS }
+            }
+            ConnectReturnCode::BadClientId => FailureKind::Refused { hint: hint::CLIENT_ID },
+            ConnectReturnCode::RefusedProtocolVersion => FailureKind::Refused { hint: hint::PROTOCOL },
+            _ => FailureKind::Link,
+        },
+        ConnectionError::MqttState(StateError::Deserialization(PacketError::PayloadSizeLimitExceeded(_))) => {
+            FailureKind::PacketTooLarge
+        }
+        ConnectionError::MqttState(StateError::Unsolicited(_)) => FailureKind::UnknownRelease,
+        _ => FailureKind::Link,
+    };
+    let what = match error {
+        // Its text would hold the packet.
+        ConnectionError::NotConnAck(_) => "the first packet of the broker is no CONNACK".into(),
+        ConnectionError::ConnectionRefused(code) => format!("the broker refused the connection: {code:?}"),
+        other => other.to_string(),
+    };
+    Failure { kind, what }
+}

@@ -1,0 +1,98 @@
+//! The client library's MQTT 5 side.
+
+use bytes::Bytes;
+use rumqttc::v5::mqttbytes::v5::{
+    ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter, Packet, Publish, RetainForwardRule,
+    SubscribeReasonCode,
+};
+use rumqttc::v5::mqttbytes::{Error as PacketError, QoS};
+use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
+use rumqttc::{NetworkOptions, Outgoing};
+
+use super::adapter::adapter;
+use super::link::{self, CONNECT_TIMEOUT, Failure, FailureKind, Heard, REQUESTS_MAX, Requests, Wire};
+use super::subscriptions::Granted;
+use super::{Options, Qos, hint};
+
+/// "The session does not expire" (MQTT 5, 3.1.2.11.2).
+const SESSION_NEVER_EXPIRES: u32 = u32::MAX;
+
+adapter!();
+
+fn connect(options: &Options, packet_bytes_max: usize) -> (AsyncClient, EventLoop) {
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    let mut properties = ConnectProperties::new();
+    properties.session_expiry_interval = Some(SESSION_NEVER_EXPIRES);
+    properties.receive_maximum = Some(options.receive_maximum);
+    // The broker drops what is larger instead of sending it for ever.
+    properties.max_packet_size = Some(u32::try_from(packet_bytes_max).unwrap_or(u32::MAX));
+    let mut mqtt = MqttOptions::new(&options.client_id, options.address_host(), options.port);
+    mqtt.set_clean_start(false)
+        .set_keep_alive(options.keep_alive)
+        .set_manual_acks(true)
+        // Nothing is published; each place in flight costs memory.
+        .set_outgoing_inflight_upper_limit(1)
+        .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
+        .set_network_options(network)
+        .set_connect_properties(properties);
+    if let Some((username, password)) = options.credentials() {
+        mqtt.set_credentials(username, password);
+    }
+    AsyncClient::new(mqtt, REQUESTS_MAX)
+}
+
+fn empty_publish() -> Publish {
+    Publish::new("", QoS::AtLeastOnce, Bytes::new(), None)
+}
+
+fn filter(text: String, qos: QoS) -> Filter {
+    let mut filter = Filter::new(text, qos);
+    // Subscribing again at each start must not turn every retained message into an event again.
+    filter.retain_forward_rule = RetainForwardRule::OnNewSubscribe;
+    filter
+}
+
+fn granted(code: SubscribeReasonCode) -> Granted {
+    match code {
+        SubscribeReasonCode::Success(qos) => Ok(quality(qos)),
+        reason => Err(format!("{reason:?}")),
+    }
+}
+
+fn failure(error: &ConnectionError) -> Failure {
+    let kind = match error {
+        ConnectionError::ConnectionRefused(code) => refused(*code),
+        ConnectionError::MqttState(StateError::Deserialization(PacketError::PayloadSizeLimitExceeded {
+            ..
+        })) => FailureKind::PacketTooLarge,
+        ConnectionError::MqttState(StateError::Unsolicited(_)) => FailureKind::UnknownRelease,
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => match reason_code {
+            DisconnectReasonCode::SessionTakenOver => FailureKind::TakenOver,
+            DisconnectReasonCode::NotAuthorized => FailureKind::Refused { hint: hint::CREDENTIALS },
+            _ => FailureKind::Link,
+        },
+        _ => FailureKind::Link,
+    };
+    let what = match error {
+        // Its text would hold the packet.
+        ConnectionError::NotConnAck(_) => "the first packet of the broker is no CONNACK".into(),
+        ConnectionError::ConnectionRefused(code) => format!("the broker refused the connection: {code:?}"),
+        other => other.to_string(),
+    };
+    Failure { kind, what }
+}
+
+fn refused(code: ConnectReturnCode) -> FailureKind {
+    use ConnectReturnCode as Code;
+    let hint = match code {
+        Code::BadUserNamePassword | Code::NotAuthorized | Code::Banned | Code::BadAuthenticationMethod => {
+            hint::CREDENTIALS
+        }
+        Code::BadClientId | Code::ClientIdentifierNotValid => hint::CLIENT_ID,
+        Code::RefusedProtocolVersion | Code::UnsupportedProtocolVersion => hint::PROTOCOL,
+        Code::UseAnotherServer | Code::ServerMoved => hint::ADDRESS,
+        _ => return FailureKind::Link,
+    };
+    FailureKind::Refused { hint }
+}
