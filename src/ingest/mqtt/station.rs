@@ -267,7 +267,7 @@ impl<W: Wire> Station<W> {
         self.subscriptions.connected(session, now);
         if self.stats().mqtt.set(LinkState::Up) {
             let Options { host, port, client_id, .. } = &*self.options;
-            info!(host, port, client_id, session, "MQTT broker connected");
+            info!(host, port, client_id, session, "MQTT link up");
         }
     }
 
