@@ -5,6 +5,7 @@
 //! stage ends by itself: inputs (what they read is settled and answered), drain (within `agent.stop_grace`), pings,
 //! buffer. A second signal ends everything at once; what was acknowledged is on disk all the same.
 
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,12 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How much longer than one append the inputs may take to settle what they have read.
 const INPUT_GRACE: Duration = Duration::from_secs(3);
+
+/// How long the Redis sink may take for its last pipelines; it bounds itself by twice `redis.timeout`.
+const PING_GRACE: Duration = Duration::from_secs(5);
+
+/// Name of the one stage without which nothing can be stopped in order.
+const BUFFER: &str = "buffer";
 
 /// Why the agent did not start or did not end in order. The exit code says what the service manager should do.
 #[derive(Debug, Error)]
@@ -92,16 +99,32 @@ pub struct Agent {
     producer: KafkaProducer,
 }
 
-/// The stages, each with its name; how one ended is its value.
+/// Stages with their names; how one ended is its value.
 type Stages = JoinSet<(&'static str, Result<(), String>)>;
 
-/// One token per step of the stop.
+/// The stages of one step of the stop, and the token that ends them.
 #[derive(Debug, Default)]
-struct Stops {
-    inputs: CancellationToken,
-    drain: CancellationToken,
-    pings: CancellationToken,
+struct Step {
+    stages: Stages,
+    stop: CancellationToken,
 }
+
+/// The agent at work.
+#[derive(Debug)]
+struct Running {
+    inputs: Step,
+    drain: Step,
+    pings: Step,
+    heartbeat: Stages,
+    stats: Arc<Stats>,
+    buffer: Buffer,
+    notifier: Arc<Notifier>,
+    append_timeout: Duration,
+    stop_grace: Duration,
+}
+
+/// How the buffer's writer ends; awaited beside the stages.
+type WriterEnd = Pin<Box<dyn Future<Output = Result<(), buffer::CloseError>>>>;
 
 impl Agent {
     /// Binds the socket, opens the buffer, starts the producer. Blocks; to be called before other threads run, since
@@ -135,102 +158,129 @@ impl Agent {
     /// Cancel safe: no, it owns the process.
     pub async fn run(self) -> Result<(), AgentError> {
         let mut signals = Signals::new()?;
+        let (mut running, mut writer) = self.start();
+        let failure = running.supervise(&mut signals, &mut writer).await;
+        if let Some(failure) = &failure {
+            tracing::error!(%failure, "stopping because a stage ended");
+        }
+        if matches!(failure, Some(AgentError::Stage { stage: BUFFER, .. })) {
+            // Nothing can be settled without the buffer.
+            return failure.map_or(Ok(()), Err);
+        }
+        let stopped = tokio::select! {
+            stopped = running.stop(writer) => stopped,
+            _ = signals.stop_requested() => return Err(AgentError::Forced),
+        };
+        failure.map_or(stopped, Err)
+    }
+
+    /// Starts every stage and tells the service manager.
+    fn start(self) -> (Running, WriterEnd) {
+        let Self { config, stats, listener, buffer, writer, producer } = self;
         let notifier = Arc::new(Notifier::from_env());
-        let stops = Stops::default();
-        let append_timeout = self.config.limits.append_timeout;
-        let (stats, buffer, writer) = (Arc::clone(&self.stats), self.buffer.clone(), self.writer);
-        let mut stages = Stages::new();
-        let (mut inputs, mut drain, mut pings) = (Stages::new(), Stages::new(), Stages::new());
-        let (early, late) = ping_ways(self.config.redis.clone(), &stats, &mut pings, &stops.pings);
+        let (mut inputs, mut drain, mut pings) = (Step::default(), Step::default(), Step::default());
+        let (early, late) = ping_ways(config.redis.clone(), &stats, &mut pings);
+        spawn_drain(&mut drain, producer, &config, &buffer, &stats, late);
         let admission = Admission::new(
             buffer.clone(),
-            self.config.limits.event_bytes_max,
+            config.limits.event_bytes_max,
             Arc::new(Clock::default()),
             Arc::clone(&stats),
             early,
         );
-        spawn_drain(&mut drain, self.producer, &self.config, &buffer, &stats, late, &stops.drain);
-        spawn_inputs(
-            &mut inputs,
-            self.config.mqtt,
-            self.config.unix.zip(self.listener),
-            &admission,
-            &stops.inputs,
-        );
-        drop(admission);
-        if inputs.is_empty() {
+        spawn_inputs(&mut inputs, config.mqtt, config.unix.zip(listener), &admission);
+        if inputs.stages.is_empty() {
             tracing::warn!("no input is configured: set unix.path or mqtt.url");
         }
+        let mut heartbeat = Stages::new();
         if let Some(every) = notifier.watchdog_interval() {
-            spawn_heartbeat(&mut stages, every, Arc::clone(&notifier), buffer.clone());
+            spawn_heartbeat(&mut heartbeat, every, Arc::clone(&notifier), buffer.clone());
         }
-        let mut writer = Box::pin(writer.ended());
         notifier.ready();
-        tracing::info!(agent = %self.config.agent.id, "ready");
+        tracing::info!(agent = %config.agent.id, "ready");
+        let append_timeout = config.limits.append_timeout;
+        let stop_grace = config.agent.stop_grace;
+        let running =
+            Running { inputs, drain, pings, heartbeat, stats, buffer, notifier, append_timeout, stop_grace };
+        (running, Box::pin(writer.ended()))
+    }
+}
 
+impl Running {
+    /// Watches over the stages until a signal (`None`) or until one of them ends.
+    async fn supervise(&mut self, signals: &mut Signals, writer: &mut WriterEnd) -> Option<AgentError> {
         let mut status = interval_at(Instant::now() + STATUS_INTERVAL, STATUS_INTERVAL);
         status.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let failure = loop {
+        loop {
             tokio::select! {
                 signal = signals.stop_requested() => {
                     tracing::info!(signal, "stopping");
-                    break None;
+                    return None;
                 }
-                Some(ended) = inputs.join_next() => break Some(failure(ended)),
-                Some(ended) = drain.join_next() => break Some(failure(ended)),
-                Some(ended) = pings.join_next() => break Some(failure(ended)),
-                Some(ended) = stages.join_next() => break Some(failure(ended)),
-                ended = &mut writer => {
+                Some(ended) = self.inputs.stages.join_next() => return Some(failure(ended)),
+                Some(ended) = self.drain.stages.join_next() => return Some(failure(ended)),
+                Some(ended) = self.pings.stages.join_next() => return Some(failure(ended)),
+                Some(ended) = self.heartbeat.join_next() => return Some(failure(ended)),
+                ended = &mut *writer => {
                     let reason = ended.map_or_else(|e| e.to_string(), |()| "closed".into());
-                    return Err(AgentError::Stage { stage: "buffer", reason });
+                    return Some(AgentError::Stage { stage: BUFFER, reason });
                 }
                 _ = status.tick() => {
-                    let line = status_line(&stats, &buffer);
+                    let line = status_line(&self.stats, &self.buffer);
                     tracing::info!("{line}");
-                    notifier.status(&line);
+                    self.notifier.status(&line);
                 }
             }
-        };
-        if let Some(failure) = &failure {
-            tracing::error!(%failure, "stopping because a stage ended");
         }
-        notifier.stopping();
-        let in_order = async {
-            stops.inputs.cancel();
-            let settled = end(&mut inputs, append_timeout + INPUT_GRACE).await;
-            stops.drain.cancel();
-            // The drain bounds itself by `agent.stop_grace`; its last commit waits for the disk.
-            let drained = end(&mut drain, self.config.agent.stop_grace + INPUT_GRACE).await;
-            stops.pings.cancel();
-            let pinged = end(&mut pings, INPUT_GRACE).await;
-            stages.shutdown().await;
-            buffer.close().await;
-            writer.await.map_err(AgentError::from).and(drained).and(settled).and(pinged)
+    }
+
+    /// Stops in order; the first failure counts.
+    async fn stop(self, writer: WriterEnd) -> Result<(), AgentError> {
+        self.notifier.stopping();
+        let settled = self.inputs.end(self.append_timeout + INPUT_GRACE).await;
+        // The drain bounds itself by `agent.stop_grace`; its last commit waits for the disk.
+        let drained = self.drain.end(self.stop_grace + INPUT_GRACE).await;
+        let pinged = self.pings.end(PING_GRACE).await;
+        let mut heartbeat = self.heartbeat;
+        heartbeat.shutdown().await;
+        self.buffer.close().await;
+        let closed = writer.await.map_err(AgentError::from);
+        tracing::info!("{}", status_line(&self.stats, &self.buffer));
+        closed.and(drained).and(settled).and(pinged)
+    }
+}
+
+impl Step {
+    /// Stops its stages and waits for them, not longer than `grace`.
+    async fn end(mut self, grace: Duration) -> Result<(), AgentError> {
+        self.stop.cancel();
+        let all = async {
+            let mut result = Ok(());
+            while let Some(ended) = self.stages.join_next().await {
+                if !matches!(ended, Ok((_, Ok(())))) {
+                    result = result.and(Err(failure(ended)));
+                }
+            }
+            result
         };
-        let stopped = tokio::select! {
-            stopped = in_order => stopped,
-            _ = signals.stop_requested() => return Err(AgentError::Forced),
-        };
-        tracing::info!("{}", status_line(&stats, &buffer));
-        match failure {
-            Some(failure) => Err(failure),
-            None => stopped,
+        match timeout(grace, all).await {
+            Ok(result) => result,
+            Err(_) => {
+                tracing::warn!(grace_ms = grace.as_millis(), "a stage did not stop in time and is dropped");
+                self.stages.shutdown().await;
+                Ok(())
+            }
         }
     }
 }
 
 /// Starts the Redis sink and answers the ways to it: right after the sync, or after Kafka.
-fn ping_ways(
-    redis: Option<Redis>,
-    stats: &Arc<Stats>,
-    pings: &mut Stages,
-    stop: &CancellationToken,
-) -> (Option<Pings>, Option<Pings>) {
+fn ping_ways(redis: Option<Redis>, stats: &Arc<Stats>, pings: &mut Step) -> (Option<Pings>, Option<Pings>) {
     let Some(Redis { options, channel, ping_after }) = redis else { return (None, None) };
     let (queue, waiting) = mpsc::channel(options.queue_max);
     let way = Pings { queue, channel, stats: Arc::clone(stats) };
-    let (stats, stop) = (Arc::clone(stats), stop.clone());
-    pings.spawn(async move {
+    let (stats, stop) = (Arc::clone(stats), pings.stop.clone());
+    pings.stages.spawn(async move {
         let Ok(()) = sink::redis::run(options, waiting, stats, stop).await;
         ("redis sink", Ok(()))
     });
@@ -241,37 +291,35 @@ fn ping_ways(
 }
 
 fn spawn_drain(
-    drain: &mut Stages,
+    drain: &mut Step,
     producer: KafkaProducer,
     config: &Config,
     buffer: &Buffer,
     stats: &Arc<Stats>,
     pings: Option<Pings>,
-    stop: &CancellationToken,
 ) {
     let Some(kafka) = &config.kafka else { return };
     let formatter = Formatter::new(&kafka.topic, kafka.timestamp, &config.agent.id, buffer.log().id);
     let stage = Drain::new(buffer.clone(), producer, config.drain, formatter, Arc::clone(stats), pings);
-    let stop = stop.clone();
-    drain.spawn(async move { ("drain", stage.run(stop).await.map_err(|e| e.to_string())) });
+    let stop = drain.stop.clone();
+    drain.stages.spawn(async move { ("drain", stage.run(stop).await.map_err(|e| e.to_string())) });
 }
 
 fn spawn_inputs(
-    inputs: &mut Stages,
+    inputs: &mut Step,
     mqtt: Option<mqtt::Options>,
     unix: Option<(unix::Options, unix::Listener)>,
     admission: &Admission,
-    stop: &CancellationToken,
 ) {
     if let Some(options) = mqtt {
-        let (admission, stop) = (admission.clone(), stop.clone());
-        inputs.spawn(async move {
+        let (admission, stop) = (admission.clone(), inputs.stop.clone());
+        inputs.stages.spawn(async move {
             ("mqtt input", mqtt::run(options, admission, stop).await.map_err(|e| e.to_string()))
         });
     }
     if let Some((options, listener)) = unix {
-        let (admission, stop) = (admission.clone(), stop.clone());
-        inputs.spawn(async move {
+        let (admission, stop) = (admission.clone(), inputs.stop.clone());
+        inputs.stages.spawn(async move {
             ("unix input", unix::run(options, listener, admission, stop).await.map_err(|e| e.to_string()))
         });
     }
@@ -300,27 +348,6 @@ fn failure(ended: Result<(&'static str, Result<(), String>), JoinError>) -> Agen
     }
 }
 
-/// Waits for the stages of one step, not longer than `grace`; the first failure counts.
-async fn end(stages: &mut Stages, grace: Duration) -> Result<(), AgentError> {
-    let all = async {
-        let mut result = Ok(());
-        while let Some(ended) = stages.join_next().await {
-            if !matches!(ended, Ok((_, Ok(())))) {
-                result = result.and(Err(failure(ended)));
-            }
-        }
-        result
-    };
-    match timeout(grace, all).await {
-        Ok(result) => result,
-        Err(_) => {
-            tracing::warn!(grace_ms = grace.as_millis(), "a stage did not stop in time and is dropped");
-            stages.shutdown().await;
-            Ok(())
-        }
-    }
-}
-
 /// What goes in, what waits, what went out, in one line.
 fn status_line(stats: &Stats, buffer: &Buffer) -> String {
     let figures = buffer.figures();
@@ -339,6 +366,9 @@ fn status_line(stats: &Stats, buffer: &Buffer) -> String {
         figures.disk_bytes / 1024,
         stats.kafka_out.get(),
     );
+    if buffer.is_full() {
+        line += ", FULL";
+    }
     if stats.redis.get() != LinkState::Off {
         line += &format!(", pings {} (dropped {})", stats.pings_out.get(), stats.pings_dropped.get());
     }

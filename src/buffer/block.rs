@@ -136,6 +136,12 @@ impl<'a> Block<'a> {
         self.first.plus(u64::from(self.count) - 1)
     }
 
+    /// Whether it is the chunk behind `before`.
+    pub fn follows(&self, before: &Block<'_>) -> bool {
+        let bodyless = |block: &Block<'_>, chunk| Block { body: &[], chunk, ..*block };
+        before.chunk.checked_add(1) == Some(self.chunk) && bodyless(self, 0) == bodyless(before, 0)
+    }
+
     /// Appends the events of an unchunked block to `run`.
     ///
     /// # Errors
@@ -148,9 +154,9 @@ impl<'a> Block<'a> {
 /// Puts a chunked event together again; chunks come in order.
 #[derive(Debug, Default)]
 pub struct Assembly {
-    first: Seq,
-    next: u16,
-    chunks: u16,
+    /// The chunk that was taken last, without its body. Of two events with one position, of which a crash has left
+    /// some chunks each, origin and length tell the chunks apart.
+    last: Option<Block<'static>>,
     body: Vec<u8>,
 }
 
@@ -161,21 +167,15 @@ impl Assembly {
     /// [`BlockError::Inconsistent`]: a chunk is missing or foreign; the assembly starts afresh with the next chunk 0.
     pub fn take(&mut self, block: &Block<'_>, run: &mut Vec<u8>) -> Result<bool, BlockError> {
         if block.chunk == 0 {
-            *self = Self {
-                first: block.first,
-                next: 0,
-                chunks: block.chunks,
-                body: std::mem::take(&mut self.body),
-            };
+            self.last = None;
             self.body.clear();
-        }
-        if block.first != self.first || block.chunk != self.next || block.chunks != self.chunks {
+        } else if !self.last.is_some_and(|last| block.follows(&last)) {
             *self = Self::default();
             return Err(BlockError::Inconsistent);
         }
         self.body.extend_from_slice(block.body);
-        self.next += 1;
-        if self.next < self.chunks {
+        self.last = Some(Block { body: &[], ..*block });
+        if block.chunk + 1 < block.chunks {
             return Ok(false);
         }
         let body = std::mem::take(self).body;
@@ -184,7 +184,7 @@ impl Assembly {
 
     /// Whether chunks of an event were taken and others are still missing.
     pub fn is_partial(&self) -> bool {
-        self.next > 0
+        self.last.is_some()
     }
 }
 

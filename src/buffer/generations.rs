@@ -34,8 +34,16 @@ const SEQ_MAX: Seq = Seq(u64::MAX >> 1);
 /// rare, small enough that memory (which grows with an open database) and the grain of returned space stay small.
 pub(super) const GENERATION_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Disk that a new, empty generation takes, with room for its first segments.
+/// Disk that a sync may take beyond [`GROWTH`]: segments begun and not filled.
 pub(super) const GENERATION_COST_BYTES: u64 = 2 * 1024 * 1024;
+
+/// How many times its size a group of blocks may take on disk before the store cleans up behind itself. Measured with
+/// incompressible events of 60 bytes to 60 KB in groups of 10 KB to 4 MB: at most 2.6 and the cost above.
+pub(super) const GROWTH: u64 = 3;
+
+/// A drained newest generation larger than this gives its disk back when there is no room: an empty one takes less
+/// than a tenth of it.
+const DRAINED_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Most events in one block: its count has 16 bits.
 const BLOCK_EVENTS_MAX: u16 = u16::MAX;
@@ -90,6 +98,8 @@ pub(super) struct Generations<H: Shelf> {
     cursor: Seq,
     cursor_durable: Seq,
     damaged: u64,
+    /// Holes up to here were counted.
+    looked: Seq,
 }
 
 impl<H: Shelf> Generations<H> {
@@ -121,13 +131,24 @@ impl<H: Shelf> Generations<H> {
             cursor: Seq(0),
             cursor_durable: Seq(0),
             damaged: 0,
+            looked: Seq(0),
         };
+        // Until the row tells more: what is set aside is counted from here on.
+        (this.cursor, this.cursor_durable) = (this.high_water.cursor, this.high_water.cursor);
         for Listed { first, is_aside } in this.shelf.list()? {
             let disk_bytes = if is_aside { 0 } else { this.shelf.disk_bytes(first) };
             this.row.push_back(Generation { first, store: None, disk_bytes, is_aside });
         }
-        this.recover(false)?;
+        let is_suspect = this.row.back().is_some_and(|g| this.identity.is_suspect(g.first));
+        this.recover(is_suspect)?;
         Ok(this)
+    }
+
+    /// Seals the newest generation earlier, so that few bytes make a long row.
+    #[cfg(test)]
+    pub(super) fn with_generation_bytes(mut self, generation_bytes: u64) -> Self {
+        self.generation_bytes = generation_bytes;
+        self
     }
 
     /// The numbers now.
@@ -144,46 +165,102 @@ impl<H: Shelf> Generations<H> {
     /// Finds the end and the cursor after a start or a failed write, and makes the newest generation writable.
     /// `is_suspect`: a sync failed, so nothing more is written to the generation that was the newest.
     fn recover(&mut self, is_suspect: bool) -> Result<(), OpenError> {
-        let End { last, cursor } = self.find_end()?;
+        let End { last, cursor, live_bytes } = self.find_end()?;
         let known = self.high_water.durable;
         let lost = known.0.saturating_sub(last.0);
+        let newest = self.row.back().map(|g| g.first);
         let is_newest_usable = self.row.back().is_some_and(|g| g.store.is_some());
         (self.cursor, self.cursor_durable) = (cursor, cursor);
         self.unsynced_bytes = 0;
         self.next = last.next();
-        if lost > 0 || self.row.back().is_some_and(|g| g.is_aside) {
+        // Numbers may have been used and lost: a tail, a whole generation, a directory without generations; or the
+        // suspect generation is empty and has the name that the new one would get.
+        let is_name_taken = is_suspect && newest == Some(self.next);
+        let is_wiped = newest.is_none() && self.identity.ceiling() > Seq(0);
+        if let Some(store) = self.row.back_mut().and_then(|g| g.store.as_mut()).filter(|_| is_suspect) {
+            // What was put and refused is served if it is still there. This makes it durable when only a put had
+            // failed; when a sync had, nothing can, and nothing depends on it.
+            if let Err(error) = store.sync() {
+                tracing::debug!(%error, "the generation that is left behind cannot be synced");
+            }
+        }
+        if lost > 0 || is_wiped || is_name_taken || self.row.back().is_some_and(|g| g.is_aside) {
             self.next =
                 self.identity.jump(last, cursor).map_err(|e| StoreError::Io(format!("IDENTITY: {e}")))?;
-            // A generation that was set aside has counted its own events.
-            if lost > 0 && is_newest_usable {
-                self.damaged += lost;
-                tracing::error!(
-                    first = last.0 + 1,
-                    last = known.0,
-                    events = lost,
-                    "acknowledged events at the end of the buffer are missing"
-                );
-            }
             self.add_generation()?;
         } else if is_suspect || !is_newest_usable {
             self.add_generation()?;
+        } else {
+            self.adopt_newest(live_bytes).inspect_err(|_| self.doubt_newest())?;
         }
-        self.durable = Seq(self.next.0 - 1);
-        if let Some(store) = self.row.back().and_then(|g| g.store.as_ref()) {
-            self.live_bytes = live_bytes(store)?;
+        // A generation that was set aside has counted its own events.
+        if lost > 0 && is_newest_usable {
+            self.damaged += lost;
+            tracing::error!(
+                first = last.0 + 1,
+                last = known.0,
+                events = lost,
+                "acknowledged events at the end of the buffer are missing"
+            );
+        }
+        if is_name_taken {
+            self.drop_empty(last.next());
         }
         self.trim();
         Ok(())
     }
 
+    /// Goes on with the newest generation as it was found. After a process death it may hold what was never synced:
+    /// that is served, so it is made durable first.
+    fn adopt_newest(&mut self, live_bytes: u64) -> Result<(), StoreError> {
+        let (mut torn, mut torn_bytes) = (Vec::new(), 0);
+        let next = self.next.0.to_be_bytes();
+        let store = self.newest()?;
+        store.scan(&next, &mut |key, value| {
+            if key_seq(key).is_none() {
+                return ControlFlow::Break(());
+            }
+            torn.push(key.to_vec());
+            torn_bytes += (key.len() + value.len()) as u64;
+            ControlFlow::Continue(())
+        })?;
+        // Chunks without their event would lie between the blocks that are put next and hide them.
+        for key in torn {
+            store.remove(&key)?;
+        }
+        store.sync()?;
+        self.live_bytes = live_bytes.saturating_sub(torn_bytes);
+        self.durable = Seq(self.next.0 - 1);
+        self.note_high_water(false);
+        Ok(())
+    }
+
+    /// Deletes a generation in which nothing ever became durable, so that failing syncs do not pile up empty ones.
+    fn drop_empty(&mut self, first: Seq) {
+        self.row.retain(|g| g.first != first);
+        if let Err(error) = self.shelf.delete(first) {
+            tracing::warn!(%error, "an empty generation could not be deleted");
+        }
+    }
+
     /// The last position in use and the cursor, as far as what can be opened tells.
     fn find_end(&mut self) -> Result<End, StoreError> {
-        let mut found = End { last: Seq(0), cursor: self.high_water.cursor };
+        let mut found = End { last: Seq(0), cursor: self.high_water.cursor, live_bytes: 0 };
         // The newest that can be opened has the end. The cursor is in it too, or in the one before it when a crash
         // came between the making of a generation and its first sync.
         for index in (0..self.row.len()).rev() {
             let Some(store) = self.open_at(index)? else { continue };
-            let end = read_end(store)?;
+            let end = match read_end(store) {
+                Ok(end) => end,
+                Err(error) if error.class() == Class::Reject => {
+                    self.set_aside(index, &error)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if index + 1 == self.row.len() {
+                found.live_bytes = end.live_bytes;
+            }
             found.last = found.last.max(end.last);
             found.cursor = found.cursor.max(end.cursor);
             if end.cursor > Seq(0) || end.last > Seq(0) {
@@ -224,7 +301,9 @@ impl<H: Shelf> Generations<H> {
             (known >= first.0).then_some(known)
         });
         let from = first.max(self.cursor_durable.next());
-        let lost = end.map_or(0, |end| (end + 1).saturating_sub(from.0));
+        let lost = end.map_or(0, |end| {
+            (end + 1).saturating_sub(from.0).saturating_sub(self.identity.jumped(from, Seq(end)))
+        });
         let place = self.shelf.set_aside(first)?;
         if let Some(generation) = self.row.get_mut(index) {
             (generation.is_aside, generation.disk_bytes) = (true, 0);
@@ -243,7 +322,8 @@ impl<H: Shelf> Generations<H> {
         let mut store = self.shelf.create(first)?;
         store.put(CURSOR_KEY, &cursor.0.to_be_bytes())?;
         store.sync()?;
-        self.cursor_durable = cursor;
+        // Everything before a new generation is durable, or known to be lost.
+        (self.durable, self.cursor_durable) = (Seq(first.0 - 1), cursor);
         let disk_bytes = store.disk_bytes();
         self.row.push_back(Generation { first, store: Some(store), disk_bytes, is_aside: false });
         self.live_bytes = 0;
@@ -259,17 +339,16 @@ impl<H: Shelf> Generations<H> {
     /// # Errors
     /// [`StoreError`] of that replacement.
     pub(super) fn has_room(&mut self, bytes: usize) -> Result<bool, StoreError> {
-        // A quarter for the store's own structure around incompressible blocks, and whole segments at both ends.
         let needed = |this: &Self| {
             let fresh = this.unsynced_bytes + bytes as u64;
-            this.disk_bytes() + fresh + fresh / 4 + GENERATION_COST_BYTES
+            this.disk_bytes() + GROWTH * fresh + GENERATION_COST_BYTES
         };
         if needed(self) <= self.bytes_max {
             return Ok(true);
         }
         let newest_disk = self.row.back().map_or(0, |g| g.disk_bytes);
         let is_mostly_free =
-            newest_disk > 2 * GENERATION_COST_BYTES && self.live_bytes.saturating_mul(4) < newest_disk;
+            newest_disk > DRAINED_BYTES_MAX && self.live_bytes.saturating_mul(4) < newest_disk;
         if !is_mostly_free || self.unsynced_bytes > 0 {
             return Ok(false);
         }
@@ -287,12 +366,15 @@ impl<H: Shelf> Generations<H> {
     /// # Errors
     /// [`StoreError`]: nothing of it may be acknowledged; call [`Self::reopen`] before the next write.
     pub(super) fn put(&mut self, batch: &Batch) -> Result<Seq, StoreError> {
+        self.try_put(batch).inspect_err(|_| self.doubt_newest())
+    }
+
+    fn try_put(&mut self, batch: &Batch) -> Result<Seq, StoreError> {
         let first = self.next;
         let end = first.plus(batch.len() as u64);
         self.identity.reserve(end).map_err(|e| StoreError::Io(format!("IDENTITY: {e}")))?;
-        let Some(store) = self.row.back_mut().and_then(|g| g.store.as_mut()) else {
-            return Err(StoreError::Io("no generation is open".into()));
-        };
+        let store = self.row.back_mut().and_then(|g| g.store.as_mut());
+        let store = store.ok_or_else(|| StoreError::Io("no generation is open".into()))?;
         let mut put_bytes = 0;
         let mut at = 0;
         while let Some((run, count)) = batch.run(at, RUN_BYTES_MAX, BLOCK_EVENTS_MAX) {
@@ -328,22 +410,8 @@ impl<H: Shelf> Generations<H> {
         if !self.is_dirty() {
             return Ok(());
         }
-        let (cursor, moved) = (self.cursor, self.cursor > self.cursor_durable);
-        if moved {
-            self.remove_drained()?;
-        }
-        let Some(newest) = self.row.back_mut() else { return Ok(()) };
-        let Some(store) = newest.store.as_mut() else {
-            return Err(StoreError::Io("no generation is open".into()));
-        };
-        if moved {
-            store.put(CURSOR_KEY, &cursor.0.to_be_bytes())?;
-        }
-        store.sync()?;
-        newest.disk_bytes = store.disk_bytes();
-        self.durable = Seq(self.next.0 - 1);
-        self.cursor_durable = cursor;
-        self.unsynced_bytes = 0;
+        let moved = self.cursor > self.cursor_durable;
+        self.try_sync(moved).inspect_err(|_| self.doubt_newest())?;
         self.note_high_water(false);
         if moved {
             self.trim();
@@ -351,10 +419,45 @@ impl<H: Shelf> Generations<H> {
         if self.live_bytes >= self.generation_bytes {
             // Not being able to start a new generation is no reason to refuse what is durable: the old one goes on.
             if let Err(error) = self.add_generation() {
+                // Order: what was half made is gone before the old one grows on; a later start would take it for
+                // the end of the row and miss every event behind its name.
+                self.shelf.delete(self.next)?;
                 tracing::warn!(%error, "no new generation could be started; the newest one grows on");
             }
         }
         Ok(())
+    }
+
+    fn try_sync(&mut self, moved: bool) -> Result<(), StoreError> {
+        let cursor = self.cursor;
+        if moved {
+            // Order: cursor before removals, so that a store that keeps the first part of what was not synced never
+            // shows removed events as missing.
+            self.newest()?.put(CURSOR_KEY, &cursor.0.to_be_bytes())?;
+            self.remove_drained()?;
+        }
+        self.newest()?.sync()?;
+        let Some(newest) = self.row.back_mut() else { return Ok(()) };
+        let Some(store) = newest.store.as_ref() else { return Ok(()) };
+        newest.disk_bytes = store.disk_bytes();
+        self.durable = Seq(self.next.0 - 1);
+        self.cursor_durable = cursor;
+        self.unsynced_bytes = 0;
+        Ok(())
+    }
+
+    /// A write to the newest generation failed. Should the agent end before [`Self::reopen`] has made another one,
+    /// the next start must know: the page cache shows what the disk may not have.
+    fn doubt_newest(&mut self) {
+        let Some(first) = self.row.back().map(|g| g.first) else { return };
+        if let Err(error) = self.identity.doubt(first) {
+            tracing::warn!(%error, "IDENTITY could not be written; the failed write is not remembered over a restart");
+        }
+    }
+
+    fn newest(&mut self) -> Result<&mut H::Store, StoreError> {
+        let store = self.row.back_mut().and_then(|g| g.store.as_mut());
+        store.ok_or_else(|| StoreError::Io("no generation is open".into()))
     }
 
     /// Removes drained blocks from the newest generation: its space is reused. The same sync makes it durable, and a
@@ -420,6 +523,13 @@ impl<H: Shelf> Generations<H> {
         for generation in &mut self.row {
             generation.store = None;
         }
+        // Half-made ones, and drained ones that could not be deleted: a later start would take them for a part of the
+        // row.
+        for Listed { first, is_aside } in self.shelf.list()? {
+            if !is_aside && !self.row.iter().any(|g| g.first == first) {
+                self.shelf.delete(first)?;
+            }
+        }
         self.recover(true)
     }
 
@@ -441,15 +551,41 @@ impl<H: Shelf> Generations<H> {
                 run.reach(end);
                 continue;
             };
-            let holes = read_blocks(store, end, bytes_max, run)?;
-            for (first, last) in holes {
-                self.count_missing(first, last);
+            match read_blocks(store, end, bytes_max, run) {
+                Ok(holes) => {
+                    for (first, last) in holes {
+                        self.count_missing(first, last);
+                    }
+                }
+                Err(error) => {
+                    run.forget();
+                    self.give_up(index, error)?;
+                    run.reach(end);
+                }
             }
         }
         Ok(())
     }
 
+    /// A generation that was opened cannot be read: it is set aside if it is damaged, else opened again next time.
+    fn give_up(&mut self, index: usize, error: StoreError) -> Result<(), StoreError> {
+        if error.class() == Class::Reject {
+            return self.set_aside(index, &error);
+        }
+        let newest = self.row.len().saturating_sub(1);
+        if let Some(generation) = self.row.get_mut(index).filter(|_| index < newest) {
+            generation.store = None;
+        }
+        Err(error)
+    }
+
+    /// Counts a hole, once: a drain that reads the same range again, or from before the cursor, changes nothing.
     fn count_missing(&mut self, first: Seq, last: Seq) {
+        let first = first.max(self.cursor.next()).max(self.looked.next());
+        if first > last {
+            return;
+        }
+        self.looked = last;
         let missing = (last.0 + 1 - first.0).saturating_sub(self.identity.jumped(first, last));
         if missing > 0 {
             self.damaged += missing;
@@ -499,9 +635,10 @@ fn key_seq(key: &[u8]) -> Option<Seq> {
 struct End {
     last: Seq,
     cursor: Seq,
+    live_bytes: u64,
 }
 
-/// The last whole event and the cursor of a generation.
+/// The last whole event, the cursor and the size of what is in a generation.
 fn read_end<S: Store>(store: &S) -> Result<End, StoreError> {
     let mut cursor = Seq(0);
     store.scan(CURSOR_KEY, &mut |key, value| {
@@ -523,24 +660,23 @@ fn read_end<S: Store>(store: &S) -> Result<End, StoreError> {
         bound = before.to_be_bytes().to_vec();
         bound.extend_from_slice(&u16::MAX.to_be_bytes());
     }
-    Ok(End { last, cursor })
+    Ok(End { last, cursor, live_bytes: live_bytes(store)? })
 }
 
 /// Position of the last event of the block at `seq`, if the block, with all its chunks, is whole.
 fn whole_event_end<S: Store>(store: &S, seq: Seq) -> Result<Option<Seq>, StoreError> {
     let mut end = None;
-    let mut wanted_chunk = 0;
+    let mut assembly = Assembly::default();
+    let mut run = Vec::new();
     store.scan(&seq.0.to_be_bytes(), &mut |key, value| {
-        let Ok(block) = Block::parse(value) else { return ControlFlow::Break(()) };
-        if key_seq(key) != Some(seq) || block.first != seq || block.chunk != wanted_chunk {
-            return ControlFlow::Break(());
+        let block = Block::parse(value).ok().filter(|block| key_seq(key) == Some(seq) && block.first == seq);
+        let Some(block) = block else { return ControlFlow::Break(()) };
+        match assembly.take(&block, &mut run) {
+            Ok(false) => return ControlFlow::Continue(()),
+            Ok(true) => end = Some(block.last()),
+            Err(_) => {}
         }
-        wanted_chunk += 1;
-        if wanted_chunk == block.chunks {
-            end = Some(block.last());
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
+        ControlFlow::Break(())
     })?;
     Ok(end)
 }
@@ -606,6 +742,8 @@ fn take_block<'v>(
 ) -> Result<Option<Block<'v>>, BlockError> {
     let block = Block::parse(value)?;
     if block.chunks == 1 {
+        // An event of which a chunk is missing ends here: it must not keep the run growing.
+        *assembly = Assembly::default();
         block.unpack(run.space())?;
         return Ok(Some(block));
     }

@@ -3,10 +3,10 @@
 //! Three small files beside the generations:
 //!
 //! - `LOCK`: held by `flock` while the buffer is open; holds the owner's process id as text.
-//! - `IDENTITY`: `{"format":1,"log":"…","epoch":n,"ceiling":m,"jumps":[[a,b]]}`. Replaced atomically and synced at
-//!   every start, before the first append, and whenever the ceiling is raised. Sequence numbers above the ceiling were
-//!   never used. A jump says that the event behind `a` is `b`: numbers in between were lost, which was counted when it
-//!   was found, or never used.
+//! - `IDENTITY`: `{"format":1,"log":"…","epoch":n,"ceiling":m,"jumps":[[a,b]],"suspect":s}`. Replaced atomically and
+//!   synced at every start, before the first append, and whenever the ceiling is raised. Sequence numbers above the
+//!   ceiling were never used. A jump says that the event behind `a` is `b`: numbers in between were lost, which was
+//!   counted when it was found, or never used. Writing to generation `s` failed: it is read and not written any more.
 //! - `HIGHWATER`: last durable sequence number and cursor, rewritten with each commit and synced at rotation and stop:
 //!   exact after a process death, possibly late after a power cut. It tells when a generation lost its tail.
 
@@ -28,6 +28,9 @@ const FORMAT: u32 = 1;
 /// How many sequence numbers one synced rewrite of `IDENTITY` reserves: one small write per million events.
 const CEILING_STEP: u64 = 1 << 20;
 
+/// Held by `flock` while a buffer is open.
+pub(super) const LOCK_FILE: &str = "LOCK";
+
 const HIGHWATER_BYTES: usize = 20;
 
 /// Holds the directory; dropping it lets the next owner in.
@@ -42,7 +45,7 @@ impl Lock {
     /// # Errors
     /// [`OpenError::Locked`] with the owner's process id: another agent runs on it.
     pub(super) fn take(dir: &Path) -> Result<Self, OpenError> {
-        let path = dir.join("LOCK");
+        let path = dir.join(LOCK_FILE);
         let failed = |e: &io::Error| OpenError::io(&path, e);
         let mut file = OpenOptions::new()
             .read(true)
@@ -82,6 +85,8 @@ struct Stored {
     ceiling: u64,
     #[serde(default)]
     jumps: Vec<(Seq, Seq)>,
+    #[serde(default)]
+    suspect: Option<Seq>,
 }
 
 /// The identity of the open buffer.
@@ -92,6 +97,7 @@ pub(super) struct Identity {
     epoch: u32,
     ceiling: Seq,
     jumps: Vec<(Seq, Seq)>,
+    suspect: Option<Seq>,
 }
 
 impl Identity {
@@ -112,8 +118,8 @@ impl Identity {
             Err(e) => return Err(OpenError::io(&path, &e)),
         };
         let mut identity = match stored {
-            Some((log, Stored { epoch, ceiling, jumps, .. })) => {
-                Self { dir: dir.to_owned(), log, epoch, ceiling: Seq(ceiling), jumps }
+            Some((log, Stored { epoch, ceiling, jumps, suspect, .. })) => {
+                Self { dir: dir.to_owned(), log, epoch, ceiling: Seq(ceiling), jumps, suspect }
             }
             None => {
                 if path.exists() {
@@ -125,6 +131,7 @@ impl Identity {
                     epoch: 0,
                     ceiling: Seq(0),
                     jumps: Vec::new(),
+                    suspect: None,
                 }
             }
         };
@@ -144,7 +151,6 @@ impl Identity {
     }
 
     /// Numbers above it were never used.
-    #[cfg(test)]
     pub(super) fn ceiling(&self) -> Seq {
         self.ceiling
     }
@@ -168,13 +174,32 @@ impl Identity {
     /// # Errors
     /// The file could not be replaced: nothing has changed.
     pub(super) fn jump(&mut self, after: Seq, cursor: Seq) -> io::Result<Seq> {
-        let to = self.ceiling.max(after).next();
+        // Never the number behind `after`: an empty generation that is damaged or doubted may have it for its name.
+        let to = self.ceiling.max(after.next()).next();
         let before = (self.ceiling, self.jumps.clone());
-        self.jumps.retain(|&(_, to)| to > cursor);
+        // A jump that was made and then not used is replaced: behind a number there is one other.
+        self.jumps.retain(|&(from, to)| to > cursor && from != after);
         self.jumps.push((after, to));
         self.ceiling = to.plus(CEILING_STEP);
         self.store().inspect_err(|_| (self.ceiling, self.jumps) = before)?;
         Ok(to)
+    }
+
+    /// Remembers over a restart that writing to the generation at `first` failed.
+    ///
+    /// # Errors
+    /// The file could not be replaced: it is remembered in this run only.
+    pub(super) fn doubt(&mut self, first: Seq) -> io::Result<()> {
+        if self.suspect == Some(first) {
+            return Ok(());
+        }
+        self.suspect = Some(first);
+        self.store()
+    }
+
+    /// Whether writing to the generation at `first` failed.
+    pub(super) fn is_suspect(&self, first: Seq) -> bool {
+        self.suspect == Some(first)
     }
 
     /// How many of the numbers `first..=last` were jumped over.
@@ -193,6 +218,7 @@ impl Identity {
             epoch: self.epoch,
             ceiling: self.ceiling.0,
             jumps: self.jumps.clone(),
+            suspect: self.suspect,
         };
         let (new, path) = (self.dir.join("IDENTITY.new"), self.dir.join("IDENTITY"));
         let mut file = File::create(&new)?;

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use uuid::Uuid;
 
 use crate::error::Class;
@@ -25,13 +25,18 @@ mod batch;
 pub mod block;
 mod generations;
 mod identity;
+pub mod probe;
 mod run;
 mod sled;
 pub mod store;
 mod writer;
 
 #[cfg(test)]
+mod contract;
+#[cfg(test)]
 mod memory;
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;
 
@@ -225,8 +230,9 @@ pub struct Buffer {
 #[derive(Debug)]
 struct Inner {
     commands: SyncSender<Command>,
-    appends: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
+    /// Bytes that may still be queued. One semaphore for bytes and count (see [`Buffer::cost`]), because it is served
+    /// first come, first served: that keeps appends in the order in which they were first polled.
+    room: Arc<Semaphore>,
     queue_bytes_max: usize,
     log: Log,
     published: Arc<Published>,
@@ -312,8 +318,7 @@ impl Buffer {
             .map_err(|e| OpenError::Io(format!("cannot start the writer thread: {e}")))?;
         let inner = Inner {
             commands,
-            appends: Arc::new(Semaphore::new(QUEUE_APPENDS_MAX)),
-            bytes: Arc::new(Semaphore::new(options.queue_bytes_max)),
+            room: Arc::new(Semaphore::new(options.queue_bytes_max)),
             queue_bytes_max: options.queue_bytes_max,
             log,
             published,
@@ -352,20 +357,21 @@ impl Buffer {
             Wait::AtMost(time) => Some(Instant::now() + time),
             Wait::Forever => None,
         };
-        let permits = match within(deadline, self.permits(batch.bytes())).await {
-            Some(Some(permits)) => permits,
-            Some(None) => return Err(Refused { reason: AppendError::Closed, batch: Some(batch) }),
+        let room = Arc::clone(&self.inner.room).acquire_many_owned(self.cost(batch.bytes()));
+        let permit = match within(deadline, room).await {
+            Some(Ok(permit)) => permit,
+            Some(Err(_)) => return Err(Refused { reason: AppendError::Closed, batch: Some(batch) }),
             None => {
                 let reason = if self.is_full() { AppendError::Full } else { AppendError::TimedOut };
                 return Err(Refused { reason, batch: Some(batch) });
             }
         };
         let (reply, answer) = oneshot::channel();
-        let append = Append { batch, deadline, reply, permits };
+        let append = Append { batch, deadline, reply, permit };
         if let Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) =
             self.inner.commands.try_send(Command::Append(append))
         {
-            // The permits keep the queue from being full, so the writer is gone.
+            // The permit keeps the queue from being full, so the writer is gone.
             let batch = if let Command::Append(append) = command { Some(append.batch) } else { None };
             return Err(Refused { reason: AppendError::Closed, batch });
         }
@@ -376,13 +382,11 @@ impl Buffer {
         }
     }
 
-    /// A place in the queue; `None`: the buffer is closed.
-    async fn permits(&self, bytes: usize) -> Option<[OwnedSemaphorePermit; 2]> {
-        let bytes = u32::try_from(bytes.clamp(1, self.inner.queue_bytes_max)).unwrap_or(u32::MAX);
-        // Order: count before bytes, everywhere, so that two waiters cannot hold what the other one needs.
-        let append = Arc::clone(&self.inner.appends).acquire_owned().await.ok()?;
-        let bytes = Arc::clone(&self.inner.bytes).acquire_many_owned(bytes).await.ok()?;
-        Some([append, bytes])
+    /// What an append of `bytes` takes of the queue. The least cost bounds the number of appends.
+    fn cost(&self, bytes: usize) -> u32 {
+        let bytes_max = self.inner.queue_bytes_max;
+        let least = bytes_max.div_ceil(QUEUE_APPENDS_MAX);
+        u32::try_from(bytes.clamp(least, bytes_max)).unwrap_or(u32::MAX)
     }
 
     /// Reads durable events behind `after` into `run`: whole blocks, at least one, up to about `bytes_max`. Empty
@@ -424,8 +428,7 @@ impl Buffer {
     ///
     /// Cancel safe: yes, the writer closes all the same.
     pub async fn close(&self) {
-        self.inner.appends.close();
-        self.inner.bytes.close();
+        self.inner.room.close();
         // An error means that the writer is closed already.
         let _ = self.ask(|reply| Command::Close { reply }).await;
     }

@@ -64,20 +64,20 @@ impl SledShelf {
         }));
         let db = match opened {
             Ok(Ok(db)) => db,
-            Ok(Err(error)) => return Err(self.verdict(store_error(&error))),
-            Err(panic) => return Err(self.verdict(StoreError::Damaged(panic_text(&*panic)))),
+            Ok(Err(error)) => return Err(verdict(&self.root, store_error(&error))),
+            Err(panic) => return Err(verdict(&self.root, StoreError::Damaged(panic_text(&*panic)))),
         };
         let file = File::open(dir.join("db")).map_err(|e| io_error(&dir.join("db"), &e))?;
         let other_bytes = other_bytes(&dir).map_err(|e| io_error(&dir, &e))?;
         Ok(SledStore { db, dir, file, other_bytes })
     }
+}
 
-    /// A disk without room makes sled fail in many ways; none of them is damage.
-    fn verdict(&self, error: StoreError) -> StoreError {
-        match (error, crate::system::free_bytes(&self.root)) {
-            (StoreError::Damaged(text), Ok(free)) if free < FREE_BYTES_MIN => StoreError::NoSpace(text),
-            (error, _) => error,
-        }
+/// A disk without room makes sled fail in many ways; none of them is damage.
+fn verdict(dir: &Path, error: StoreError) -> StoreError {
+    match (error, crate::system::free_bytes(dir)) {
+        (StoreError::Damaged(text), Ok(free)) if free < FREE_BYTES_MIN => StoreError::NoSpace(text),
+        (error, _) => error,
     }
 }
 
@@ -128,7 +128,11 @@ impl Shelf for SledShelf {
     fn delete(&mut self, first: Seq) -> Result<(), StoreError> {
         let (dir, condemned) = (self.dir(first), self.root.join(format!("{:020}.del", first.0)));
         // Order: renamed before it is emptied, so that a half-deleted database is never taken for a damaged one.
-        fs::rename(&dir, &condemned).map_err(|e| io_error(&dir, &e))?;
+        match fs::rename(&dir, &condemned) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            renamed => renamed.map_err(|e| io_error(&dir, &e))?,
+        }
+        sync_path(&self.root).map_err(|e| io_error(&self.root, &e))?;
         fs::remove_dir_all(&condemned).map_err(|e| io_error(&condemned, &e))
     }
 
@@ -148,6 +152,17 @@ impl Shelf for SledShelf {
     }
 }
 
+impl SledStore {
+    /// As [`guarded`], for a call that only reads: a panic there means damage that opening has not met, unless the
+    /// disk is full.
+    fn read<T>(&self, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
+        match quietly(AssertUnwindSafe(call)) {
+            Ok(result) => result.map_err(|e| store_error(&e)),
+            Err(panic) => Err(verdict(&self.dir, StoreError::Damaged(panic_text(&*panic)))),
+        }
+    }
+}
+
 impl Store for SledStore {
     fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         guarded(|| self.db.insert(key, value)).map(drop)
@@ -159,12 +174,12 @@ impl Store for SledStore {
 
     fn floor(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let above = [key, &[0]].concat();
-        let found = guarded(|| self.db.get_lt(&above))?;
+        let found = self.read(|| self.db.get_lt(&above))?;
         Ok(found.map(|(key, _)| key.to_vec()))
     }
 
     fn scan(&self, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        guarded(|| {
+        self.read(|| {
             for entry in self.db.range(from..) {
                 let (key, value) = entry?;
                 if let ControlFlow::Break(()) = visit(&key, &value) {

@@ -113,7 +113,7 @@ pub trait Shelf: Send + Debug {
     /// Bytes of disk that a generation takes, open or not; 0 when that cannot be found out.
     fn disk_bytes(&self, first: Seq) -> u64;
 
-    /// Deletes a generation that is not open.
+    /// Deletes a generation that is not open, over a power cut too. One that is not there counts as deleted.
     ///
     /// # Errors
     /// [`StoreError::Io`]: it may still be there, whole or in part; the next [`Shelf::list`] goes on with it.

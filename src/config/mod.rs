@@ -4,7 +4,7 @@
 //! code behind it checks configuration again; what it refuses is told with key, value, place and what is allowed,
 //! everything at once. Nothing is clamped, nothing unknown is passed over, no secret is ever shown.
 //!
-//! Each key is declared once, in [`keys`]; the example file and the table in the manual are generated from there.
+//! Each key is declared once, in `keys`; the example file and the table in the manual are generated from there.
 //!
 //! `limits.memory` is split into four equal parts, one for each place where events wait: the inputs' pending events,
 //! the append queue, the window read ahead for Kafka, and librdkafka's queue.
@@ -118,8 +118,7 @@ impl Config {
         path: Option<&Path>,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Loaded, ConfigErrors> {
-        let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        load_on(&host_name, path, environment)
+        load_on(&crate::system::hostname(), path, environment)
     }
 
     /// Kafka's options, for a command that cannot do without.

@@ -3,6 +3,8 @@
 //! Each returns why a text is refused; what is allowed stands in the key's declaration.
 
 use crate::config::source::mask_login;
+use crate::log::{self, LogError};
+use crate::sink::kafka;
 
 /// A host and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,20 +154,13 @@ pub(super) fn mode(text: &str) -> Result<u32, String> {
     if mode > 0o777 { Err("too large".to_owned()) } else { Ok(mode) }
 }
 
-/// A log filter: `info`, or `info,fieldpost::drain=debug`. Stricter than the logging library, which takes a
-/// misspelt level for the name of a module and then logs everything.
+/// A log filter, as the log itself reads it.
 pub(super) fn log_level(text: &str) -> Result<String, String> {
-    for part in text.split(',') {
-        let (target, level) =
-            part.split_once('=').map_or(("fieldpost", part), |(target, level)| (target, level));
-        if !matches!(level, "off" | "error" | "warn" | "info" | "debug" | "trace") {
-            return Err(format!("`{level}` is not a level"));
-        }
-        if target.is_empty() || !target.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | ':')) {
-            return Err(format!("`{target}` is not a module"));
-        }
+    match log::check_level(text) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(LogError::Level { reason, .. }) => Err(reason),
+        Err(other) => Err(other.to_string()),
     }
-    Ok(text.to_owned())
 }
 
 /// Any text that is not empty and not above `max` bytes.
@@ -181,6 +176,7 @@ pub(super) fn length(text: &str, max: usize) -> Result<&str, String> {
 /// Why a librdkafka property may not be set by hand, if so.
 pub(super) fn property_refused(name: &str) -> Option<String> {
     let lower = name.to_ascii_lowercase();
+    let own = kafka::OWN_PROPERTIES.iter().find(|(own, _)| *own == lower);
     let reason = match lower.as_str() {
         "bootstrap.servers" | "metadata.broker.list" => "set kafka.brokers",
         "enable.idempotence"
@@ -213,7 +209,8 @@ pub(super) fn property_refused(name: &str) -> Option<String> {
         other if other.contains("password") || other.contains("secret") => {
             "it is a secret, and fieldpost has no file or variable for this one"
         }
-        _ => return None,
+        // What the sink sets last would be lost in silence.
+        _ => return own.map(|(_, value)| format!("fieldpost sets it to {value}")),
     };
     Some(reason.to_owned())
 }
@@ -257,7 +254,17 @@ mod tests {
     }
 
     #[test]
-    fn modes_topics_and_levels() {
+    fn properties_that_the_sink_sets_are_refused() {
+        for (name, _) in kafka::OWN_PROPERTIES {
+            assert!(property_refused(name).is_some(), "{name}");
+        }
+        let reason = "the order of events and the absence of duplicates rest on it".to_owned();
+        assert_eq!(property_refused("enable.idempotence"), Some(reason));
+        assert_eq!(property_refused("broker.address.family"), None);
+    }
+
+    #[test]
+    fn modes_and_topics() {
         assert_eq!(mode("0660"), Ok(0o660));
         assert_eq!(mode("600"), Ok(0o600));
         for bad in ["", "66", "0o660", "rw", "4755", "0999"] {
@@ -272,8 +279,5 @@ mod tests {
         ] {
             assert_eq!(kafka_topic(bad), Err(why.to_owned()));
         }
-        assert!(log_level("info,fieldpost::drain=debug,rumqttc=off").is_ok());
-        assert_eq!(log_level("inof"), Err("`inof` is not a level".to_owned()));
-        assert_eq!(log_level("info,a b=debug"), Err("`a b` is not a module".to_owned()));
     }
 }

@@ -21,17 +21,25 @@ pub fn effective_toml(effective: &[Effective]) -> String {
             section = in_section;
             let _ = writeln!(text, "{}[{section}]", if text.is_empty() { "" } else { "\n" });
         }
-        let (line, comment) = match value {
-            Ok(value) if matches!(source, Source::Variable(_) | Source::SecretFile(_)) => {
-                (setting(name, value), format!("from {source}"))
+        match value {
+            Ok(value) => {
+                let _ = writeln!(text, "{:<COMMENT_COLUMN$} # {}", setting(name, value), place(source));
             }
-            Ok(value) => (setting(name, value), source.to_string()),
-            Err(absent) => (format!("# {name} is not set"), (*absent).to_owned()),
-        };
-        let mark = if value.is_ok() { "#" } else { "  " };
-        let _ = writeln!(text, "{line:<COMMENT_COLUMN$} {mark} {comment}");
+            Err(absent) => {
+                let _ = writeln!(text, "# {name} is not set: {absent}");
+            }
+        }
     }
     text
+}
+
+/// The file is named once, on top.
+fn place(source: &Source) -> String {
+    match source {
+        Source::File { line, .. } => format!("line {line}"),
+        Source::Variable(_) | Source::SecretFile(_) => format!("from {source}"),
+        other => other.to_string(),
+    }
 }
 
 fn setting(name: &str, value: &super::Shown) -> String {

@@ -127,9 +127,9 @@ sasl_password_file = "kafka-secret"
 ssl_key_password_file = "kafka-secret"
 
 [kafka.properties]
-socket.keepalive.enable = true
+socket.nagle.disable = true
 "sasl.username" = "u"
-"reconnect.backoff.max.ms" = 2000
+"socket.timeout.ms" = 2000
 
 [redis]
 url = "redis://cache:6380/5"
@@ -179,7 +179,7 @@ fn a_full_file_sets_everything() {
     let kafka = config.kafka.unwrap();
     let properties: BTreeSet<_> =
         kafka.properties.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let wanted = ["reconnect.backoff.max.ms=2000", "sasl.username=u", "socket.keepalive.enable=true"];
+    let wanted = ["sasl.username=u", "socket.nagle.disable=true", "socket.timeout.ms=2000"];
     assert_eq!(properties, wanted.map(str::to_owned).into());
     let secrets: Vec<_> = kafka.secrets.iter().map(|(name, secret)| (*name, secret.reveal())).collect();
     assert_eq!(secrets, [("sasl.password", "ka-hush"), ("ssl.key.password", "ka-hush")]);
@@ -344,7 +344,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "[log]\nlevel = \"inof\"",
-        "fieldpost.toml:2: log.level = \"inof\": `inof` is not a level; allowed: off, error, warn, info, debug, trace, or a list with module=level",
+        "fieldpost.toml:2: log.level = \"inof\": \"inof\" is not a level; allowed: off, error, warn, info, debug, trace, or a list with module=level",
     ),
     ("[log]\nformat = \"xml\"", "fieldpost.toml:2: log.format = \"xml\": not known; allowed: text, json"),
 ];
@@ -403,7 +403,7 @@ fn variables_override_the_file_and_are_as_strict() {
             ("FIELDPOST_MQTT__URL", "mqtt://m"),
             ("FIELDPOST_LIMITS__MEMORY", "32 MiB"),
             ("FIELDPOST_KAFKA__BROKERS", "k:1,l:2"),
-            ("FIELDPOST_KAFKA__PROPERTIES", "debug=broker, socket.keepalive.enable=true"),
+            ("FIELDPOST_KAFKA__PROPERTIES", "debug=broker, socket.nagle.disable=true"),
             ("FIELDPOST_LOG", "trace"),
             ("FIELDPOST_TEST_KAFKA", "x"),
             ("FIELDPOST_CONFIG", "x"),
@@ -417,7 +417,7 @@ fn variables_override_the_file_and_are_as_strict() {
     assert_eq!(loaded.config.log.level, "warn");
     let kafka = loaded.config.kafka.unwrap();
     assert_eq!(kafka.brokers, "k:1,l:2");
-    assert_eq!(kafka.properties[1], ("socket.keepalive.enable".to_owned(), "true".to_owned()));
+    assert_eq!(kafka.properties[1], ("socket.nagle.disable".to_owned(), "true".to_owned()));
     let qos = loaded.effective.iter().find(|effective| effective.key == "mqtt.qos").unwrap();
     assert_eq!((qos.source.to_string().as_str(), qos.source.kind()), ("FIELDPOST_MQTT__QOS", "environment"));
 
@@ -564,6 +564,37 @@ fn the_effective_configuration_loads_to_itself() {
 }
 
 #[test]
+fn the_effective_configuration_reads_well() {
+    let text = "[log]\nformat = \"json\"\n[redis]\nqueue = 7\n";
+    let loaded =
+        load_with(text, &[("FIELDPOST_REDIS__PASSWORD", "hush"), ("FIELDPOST_LOG__LEVEL", "warn")]).unwrap();
+    let shown = effective_toml(&loaded.effective);
+    let tail = shown.split_once("[redis]").unwrap().1;
+    assert_eq!(
+        tail,
+        r##"
+# url is not set: no pings are sent
+# username is not set: none is sent
+# password_file is not set: none is sent
+# password = ***                             # from FIELDPOST_REDIS__PASSWORD
+channel = "events:{source_type}:{source_id}" # default
+ping_after = "durable"                       # default
+queue = 7                                    # line 4
+timeout = "2s"                               # default
+
+[log]
+level = "warn"                               # from FIELDPOST_LOG__LEVEL
+format = "json"                              # line 2
+"##
+    );
+    let json = effective_json(&loaded.effective);
+    assert_eq!(json["redis.queue"]["value"], 7);
+    assert_eq!(json["redis.password"]["value"], "***");
+    assert_eq!(json["redis.url"]["value"], serde_json::Value::Null);
+    assert_eq!(json["log.level"]["place"], "FIELDPOST_LOG__LEVEL");
+}
+
+#[test]
 fn kafka_is_required_to_run() {
     assert_eq!(
         defaults().kafka().unwrap_err().to_string(),
@@ -615,6 +646,20 @@ fn key_tables(read: &Outcome) -> String {
         }
     }
     text
+}
+
+proptest::proptest! {
+    /// Whatever stands in the file and in the environment: an answer, never a panic.
+    #[test]
+    fn any_text_is_answered(
+        text in "(\\[(agent|mqtt|kafka|limits|kafka.properties)\\]\n)?(url|id|qos|memory|a\\.b) ?= ?(\\PC{0,12}|\"\\PC{0,12}\"|[0-9]{1,25})\n\\PC{0,20}",
+        section in "(AGENT|MQTT|REDIS|KAFKA|LIMITS|[A-Z_]{0,6})",
+        key in "(ID|URL|QOS|TOPICS|MODE|PROPERTIES|MEMORY|[A-Z_]{0,6})",
+        value in "\\PC{0,20}",
+    ) {
+        let _ = load_with(&text, &[(&format!("FIELDPOST_{section}__{key}"), &value)]);
+        let _ = load_with("", &[(&format!("FIELDPOST_{section}__{key}"), &value)]);
+    }
 }
 
 /// Compares a generated text with the file that holds it; with FIELDPOST_BLESS set the file is written instead.

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! At least once: the cursor is the last event up to which Kafka confirmed everything; it is committed to the buffer
-//! at most every [`COMMIT_INTERVAL`]. At most once: the cursor is durable before an event is sent, and what Kafka
+//! at most every 100 ms. At most once: the cursor is durable before an event is sent, and what Kafka
 //! refuses is counted and not sent again.
 
 use std::time::Duration;
@@ -197,9 +197,8 @@ impl<P: Producer> Drain<P> {
             }
             self.pause(is_sent || is_reported, &stop).await;
         }
-        if self.cursor > self.committed {
-            self.buffer.commit_durable(self.cursor).await?;
-        }
+        // Also when the last commit was asked for already: it may still be on its way.
+        self.buffer.commit_durable(self.cursor).await?;
         if self.window.open() > 0 {
             tracing::info!(
                 events = self.window.open(),
@@ -290,10 +289,9 @@ impl<P: Producer> Drain<P> {
     async fn fill(&mut self) -> Result<bool, DrainError> {
         let mut is_sent = false;
         while self.may_send() {
-            if self.sent >= self.run.end() {
-                if self.sent >= *self.durable.borrow_and_update() || !self.read().await? {
-                    break;
-                }
+            let needs_run = self.sent >= self.run.end();
+            if needs_run && (self.sent >= *self.durable.borrow_and_update() || !self.read().await?) {
+                break;
             }
             let before = self.sent;
             let is_whole = self.send_run();

@@ -115,8 +115,7 @@ mod tests {
 
     #[test]
     fn the_cursor_waits_for_the_first_gap() {
-        let mut window = Window::default();
-        window.base = usize::MAX - 1;
+        let mut window = Window { base: usize::MAX - 1, ..Window::default() };
         let tags: Vec<usize> = (1..=4)
             .map(|n| {
                 let tag = window.next_tag();

@@ -6,8 +6,10 @@
 
 pub(crate) mod form;
 pub mod mqtt;
+pub mod mqtt_probe;
 pub mod topic;
 pub mod unix;
+pub mod unix_probe;
 
 use std::sync::Arc;
 

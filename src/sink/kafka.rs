@@ -61,7 +61,7 @@ pub struct Options {
 }
 
 /// Properties that the promise rests on, with their values. Numbers from measurements (ARCHITECTURE.md).
-pub const OWN_PROPERTIES: [(&str, &str); 8] = [
+pub const OWN_PROPERTIES: [(&str, &str); 5] = [
     // No duplicates and no reordering within a session, over broker restarts too.
     ("enable.idempotence", "true"),
     ("acks", "all"),
@@ -70,14 +70,14 @@ pub const OWN_PROPERTIES: [(&str, &str); 8] = [
     // An outage has no limit: nothing expires (librdkafka 3635).
     ("message.timeout.ms", "0"),
     ("linger.ms", "0"),
+];
+
+/// Properties that are set only where the configuration says nothing else.
+const DEFAULT_PROPERTIES: [(&str, &str); 5] = [
     // A restarted broker is found within 2 s of its return.
     ("reconnect.backoff.ms", "100"),
     ("reconnect.backoff.max.ms", "2000"),
     ("socket.keepalive.enable", "true"),
-];
-
-/// Properties that are set only where the configuration says nothing else.
-const DEFAULT_PROPERTIES: [(&str, &str); 2] = [
     // A topic's max.message.bytes (1 MiB by default) counts the batch: half of it leaves room.
     ("batch.size", "524288"),
     // How soon a link that died or came back while nothing is sent is noticed.

@@ -10,6 +10,7 @@ use thiserror::Error;
 use crate::error::Class;
 
 pub mod kafka;
+pub mod kafka_probe;
 pub mod record;
 pub mod redis;
 

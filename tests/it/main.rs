@@ -11,6 +11,10 @@
     reason = "a test that cannot go on fails by panicking, with the place and the reason"
 )]
 
+mod crash;
 mod demo;
+mod full;
 mod harness;
+mod outage;
 mod services_obey;
+mod unix;

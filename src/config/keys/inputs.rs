@@ -77,7 +77,7 @@ fn login(r: &mut Reader, agent: &Agent) -> Login {
             delivery: "A changed id is a new session: what the broker held for the old one does not come.",
         },
         "1 to 256 bytes",
-        ("`fieldpost-` and agent.id", "fieldpost-gateway-17"),
+        ("fieldpost- and agent.id", "fieldpost-gateway-17"),
         format!("fieldpost-{}", agent.id),
         |text| parse::length(text, 256).map(str::to_owned),
     );

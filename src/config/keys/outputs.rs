@@ -63,7 +63,7 @@ pub(super) fn kafka(
     let properties = r.table(
         Key {
             name: "kafka.properties",
-            meaning: "Further librdkafka properties, for example `{ \"socket.keepalive.enable\" = true }`; as a variable \
+            meaning: "Further librdkafka properties, for example `{ \"broker.address.family\" = \"v4\" }`; as a variable \
                       `name=value,name=value`.",
             delivery: "The properties that the guarantees rest on are refused, with the reason.",
         },

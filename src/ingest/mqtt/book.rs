@@ -56,6 +56,8 @@ pub(super) struct Book {
     handed: usize,
     /// Most entries at once on this connection.
     widest: usize,
+    /// How many entries wait for their load.
+    waiting: usize,
     /// Unanswered publishes of lost connections, and QoS 2 publishes that are answered and not released.
     kept: HashMap<u16, (Mark, State)>,
 }
@@ -67,6 +69,7 @@ impl Book {
         let state = known.map_or(State::Waiting(load), |(_, state)| state);
         self.entries.push_back((mark, state));
         self.widest = self.widest.max(self.entries.len());
+        self.waiting += usize::from(state != State::Ready);
         if known.is_some() { Received::Again } else { Received::New }
     }
 
@@ -77,8 +80,9 @@ impl Book {
 
     /// The publish received last will never be an event: it is answered in its turn.
     pub(super) fn last_is_unfit(&mut self) {
-        if let Some((_, state)) = self.entries.back_mut() {
+        if let Some((_, state)) = self.entries.back_mut().filter(|(_, state)| *state != State::Ready) {
             *state = State::Ready;
+            self.waiting -= 1;
         }
     }
 
@@ -86,6 +90,7 @@ impl Book {
     pub(super) fn settle(&mut self, load: LoadNumber) -> u64 {
         for (_, state) in self.entries.iter_mut().filter(|(_, state)| *state == State::Waiting(load)) {
             *state = State::Ready;
+            self.waiting -= 1;
         }
         let mut lost = 0;
         for (_, state) in self.kept.values_mut().filter(|(_, state)| *state == State::Waiting(load)) {
@@ -97,7 +102,9 @@ impl Book {
 
     /// Nobody knows whether `load` is stored: its publishes are forgotten and must come again as new.
     pub(super) fn forget(&mut self, load: LoadNumber) {
+        let before = self.entries.len();
         self.entries.retain(|(_, state)| *state != State::Waiting(load));
+        self.waiting -= before - self.entries.len();
         self.kept.retain(|_, (_, state)| *state != State::Waiting(load));
     }
 
@@ -139,6 +146,7 @@ impl Book {
         }
         self.handed = 0;
         self.widest = 0;
+        self.waiting = 0;
         lost
     }
 
@@ -152,10 +160,10 @@ impl Book {
         self.entries.len()
     }
 
-    /// Whether as many publishes are unanswered as never before on this connection: the broker may be waiting for an
-    /// answer before it sends another.
-    pub(super) fn is_widest(&self) -> bool {
-        self.widest > 0 && self.entries.len() == self.widest
+    /// Whether the broker may be waiting for answers before it sends more: as many publishes are unanswered as never
+    /// before on this connection, and at least half of them for want of a sync.
+    pub(super) fn holds_up_the_broker(&self) -> bool {
+        self.waiting > 0 && self.entries.len() == self.widest && self.waiting * 2 >= self.widest
     }
 }
 
@@ -295,15 +303,21 @@ mod tests {
     #[test]
     fn knows_when_the_window_may_be_full() {
         let mut book = Book::default();
-        assert!(!book.is_widest());
-        book.new_in(1, [1, 2]);
-        assert!(book.is_widest());
+        assert!(!book.holds_up_the_broker());
+        book.new_in(1, [1, 2, 3, 4]);
+        assert!(book.holds_up_the_broker());
         book.settle(1);
-        book.answers();
-        book.new_in(2, [3]);
-        assert!(!book.is_widest());
-        book.new_in(2, [4]);
-        assert!(book.is_widest());
+        assert!(!book.holds_up_the_broker(), "answers are under way");
+        for pkid in 5..9 {
+            book.hand_over();
+            book.written();
+            book.new_in(2, [pkid]);
+            assert_eq!(book.holds_up_the_broker(), pkid > 5, "{pkid}");
+        }
+        book.settle(2);
+        assert_eq!(book.answers(), [5, 6, 7, 8]);
+        book.new_in(3, [9]);
+        assert!(!book.holds_up_the_broker());
     }
 
     #[derive(Debug, Clone)]
@@ -371,6 +385,8 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(book.len(), broker.len());
+                let waiting = book.entries.iter().filter(|(_, state)| *state != State::Ready).count();
+                prop_assert_eq!(book.waiting, waiting);
             }
         }
     }

@@ -1,5 +1,5 @@
 //! Cuts a stream of bytes into numbered lines inside a bounded buffer. Pure: whoever owns the socket reads into
-//! [`Lines::space`] and then takes lines until there is none.
+//! it by [`Lines::read`] and then takes lines until there is none.
 //!
 //! A line longer than the bound is announced once, as soon as that is known, and its bytes are thrown away as they
 //! come. Memory follows need: nothing while idle, [`FIRST_BYTES`] for a lone line, [`CHUNK_BYTES`] for a burst, and
@@ -113,7 +113,8 @@ impl Lines {
         self.compact();
         if self.buffer.is_empty() {
             self.buffer = Vec::new();
-        } else {
+        } else if self.buffer.len() <= FIRST_BYTES {
+            // Not for a long line: one that comes byte by byte would be copied to and fro each time.
             self.buffer.shrink_to(FIRST_BYTES);
         }
     }
@@ -277,6 +278,21 @@ mod tests {
         lines.idle();
         assert_eq!(lines.capacity(), 0);
         assert_eq!(seen.len(), 3);
+    }
+
+    #[test]
+    fn a_long_line_that_comes_in_drops_is_not_copied_each_time() {
+        let mut lines = Lines::new(1 << 20);
+        let mut seen = Vec::new();
+        feed(&mut lines, &vec![b'x'; 1 << 19], &mut seen);
+        let mut moves = 0;
+        for _ in 0..10_000 {
+            let before = lines.buffer.as_ptr();
+            lines.idle();
+            feed(&mut lines, b"x", &mut seen);
+            moves += usize::from(lines.buffer.as_ptr() != before);
+        }
+        assert!(moves <= 2, "{moves}");
     }
 
     proptest! {

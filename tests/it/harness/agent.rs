@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -59,6 +58,7 @@ pub(crate) struct Config {
     sections: BTreeMap<String, BTreeMap<String, String>>,
     snippets: Vec<String>,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
 }
 
 impl Config {
@@ -89,6 +89,13 @@ impl Config {
     /// A variable of the agent's environment.
     pub(crate) fn environment(&mut self, name: &str, value: &str) -> &mut Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A program that is started in place of the agent and becomes it, as `systemd-socket-activate` does. Its
+    /// arguments end where the agent's own begin.
+    pub(crate) fn wrapper(&mut self, words: &[&str]) -> &mut Self {
+        self.wrapper = words.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -179,8 +186,8 @@ struct Process {
 }
 
 impl Agent {
-    /// Starts an agent and waits until it is ready. The configuration begins with an id of its own, `data_dir`,
-    /// `unix.path`, and an HTTP port of its own (`127.0.0.1:0`); `configure` adds to it.
+    /// Starts an agent and waits until it is ready. The configuration begins with an id of its own, `data_dir` and
+    /// `unix.path`; `configure` adds to it.
     #[track_caller]
     pub(crate) fn start(configure: impl FnOnce(&mut Config)) -> Self {
         let mut agent = Self::prepare(configure);
@@ -206,8 +213,7 @@ impl Agent {
         config
             .set("agent.id", unique("agent"))
             .set("agent.data_dir", text(&home.path().join("data")))
-            .set("unix.path", text(&home.path().join("agent.sock")))
-            .set("http.listen", "127.0.0.1:0");
+            .set("unix.path", text(&home.path().join("agent.sock")));
         configure(&mut config);
         let agent = Self { home, config, process: None, ended: Vec::new() };
         agent.write_config();
@@ -228,7 +234,18 @@ impl Agent {
     #[track_caller]
     pub(crate) fn begin(&mut self) {
         assert!(self.process.is_none(), "the agent is running");
-        let mut command = fieldpost();
+        let mut command = match self.config.wrapper.split_first() {
+            None => fieldpost(),
+            Some((program, words)) => {
+                let agent = fieldpost();
+                let mut command = Command::new(program);
+                command.args(words).arg(agent.get_program()).args(agent.get_args());
+                for (name, _) in agent.get_envs() {
+                    command.env_remove(name);
+                }
+                command
+            }
+        };
         command.arg("run").arg("--config").arg(self.config_file());
         command.envs(self.config.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -344,6 +361,16 @@ impl Agent {
         running.or(self.ended.last()).map(Arc::as_ref)
     }
 
+    /// How many lines of the running process (or of the last one) contain `part`.
+    pub(crate) fn log_count(&self, part: &str) -> usize {
+        self.log().iter().filter(|line| line.contains(part)).count()
+    }
+
+    /// Bytes of all files in the data folder, as they count against `buffer.max_bytes`.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        bytes_below(&self.data_dir())
+    }
+
     /// Resident memory of the running process (with a runner, of the runner) in KiB.
     #[track_caller]
     pub(crate) fn rss_kb(&self) -> u64 {
@@ -375,15 +402,6 @@ impl Agent {
         let literal = self.config.get(key).unwrap_or("\"\"");
         let path: String = serde_json::from_str(literal).expect("a path is text");
         PathBuf::from(path)
-    }
-
-    /// Where the HTTP interface listens.
-    ///
-    /// The port is the kernel's choice, so it is looked up among the process's own listening sockets: that needs no
-    /// certain line in the log.
-    #[track_caller]
-    pub(crate) fn http(&self) -> SocketAddr {
-        eventually("the agent listens for HTTP", USUAL, || listening(self.pid()))
     }
 }
 
@@ -451,25 +469,15 @@ fn text(path: &Path) -> String {
     path.to_str().expect("a temporary folder's path is UTF-8").to_owned()
 }
 
-/// The first IPv4 loopback address on which `pid` listens for TCP.
-fn listening(pid: Pid) -> Option<SocketAddr> {
-    let pid = pid.as_raw_nonzero();
-    let sockets: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
-        .ok()?
-        .filter_map(|entry| {
-            let target = std::fs::read_link(entry.ok()?.path()).ok()?;
-            let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
-            Some(inode.to_owned())
+/// Files come and go while this walks: what is gone has no bytes.
+fn bytes_below(path: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(found) if found.is_dir() => bytes_below(&entry.path()),
+            Ok(found) => found.len(),
+            Err(_) => 0,
         })
-        .collect();
-    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).ok()?;
-    table.lines().skip(1).find_map(|line| {
-        // number, local address, remote address, state (0A = listening), ..., inode as the tenth
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let is_ours =
-            *fields.get(3)? == "0A" && sockets.iter().any(|inode| fields.get(9) == Some(&inode.as_str()));
-        let (_, port) = fields.get(1)?.split_once(':')?;
-        let port = u16::from_str_radix(port, 16).ok()?;
-        is_ours.then(|| SocketAddr::from(([127, 0, 0, 1], port)))
-    })
+        .sum()
 }

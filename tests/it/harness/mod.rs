@@ -3,6 +3,7 @@
 //! - [`services`]: the shared services of this run, and instances of a test's own to crash, pause and restart.
 //! - [`agent`]: the real binary with its own folder, configuration and collected log.
 //! - [`unix`]: a client of the agent's Unix socket.
+//! - [`flow`]: producers that send again what was not acknowledged, and what must then be in Kafka.
 //! - [`kafka`]: topics, and reading them back.
 //! - [`mod@wait`]: the one way to wait for something.
 //!
@@ -11,6 +12,7 @@
 #![allow(dead_code, reason = "a harness offers more than the tests of the day use")]
 
 pub(crate) mod agent;
+pub(crate) mod flow;
 pub(crate) mod kafka;
 pub(crate) mod services;
 pub(crate) mod unix;
@@ -18,6 +20,16 @@ pub(crate) mod wait;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The seed of a test with random parts: `FIELDPOST_TEST_SEED`, else a new one. Printed, so that a failure tells it.
+pub(crate) fn seed(test: &str) -> u64 {
+    let seed = match std::env::var("FIELDPOST_TEST_SEED") {
+        Ok(text) => text.parse().expect("FIELDPOST_TEST_SEED is a whole number"),
+        Err(_) => fastrand::u64(..1 << 53),
+    };
+    eprintln!("{test}: FIELDPOST_TEST_SEED={seed}");
+    seed
+}
 
 /// A name that no other test, and no earlier run against the same services, has used.
 pub(crate) fn unique(prefix: &str) -> String {

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 use tempfile::TempDir;
 
@@ -85,6 +85,35 @@ pub(crate) struct Private {
     address: String,
     spare_port: u16,
     folder: TempDir,
+    _slot: Option<Slot>,
+}
+
+/// How many Kafkas of tests' own run at once: more would push a small machine into swapping and time-outs.
+const PRIVATE_KAFKAS_MAX: usize = 2;
+
+static PRIVATE_KAFKAS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// The right to run one more Kafka, given back on drop.
+struct Slot;
+
+impl Slot {
+    fn take() -> Self {
+        let (running, changed) = &PRIVATE_KAFKAS;
+        let running = running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = changed
+            .wait_while(running, |running| *running >= PRIVATE_KAFKAS_MAX)
+            .unwrap_or_else(PoisonError::into_inner);
+        *running += 1;
+        Self
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let (running, changed) = &PRIVATE_KAFKAS;
+        *running.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        changed.notify_one();
+    }
 }
 
 impl Private {
@@ -116,13 +145,15 @@ impl Private {
 
     #[track_caller]
     fn launch(service: Service, settings: &str, options: &[&str]) -> Self {
+        // One Kafka per test at most: two tests that wait for their second one would wait for ever.
+        let slot = (service == Service::Kafka).then(Slot::take);
         let folder =
             tempfile::Builder::new().prefix("fieldpost-services-").tempdir().expect("a temporary folder");
         if !settings.is_empty() {
             let extra = folder.path().join(format!("{}.extra", service.name()));
             std::fs::write(extra, settings).expect("the temporary folder is writable");
         }
-        let mut private = Self { service, address: String::new(), spare_port: 0, folder };
+        let mut private = Self { service, address: String::new(), spare_port: 0, folder, _slot: slot };
         // Should this process be killed, its services go at the next `up` or `run`.
         let owner = std::process::id().to_string();
         private.script("up", &[options, &["--owner", &owner]].concat());

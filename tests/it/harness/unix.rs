@@ -24,8 +24,13 @@ pub(crate) enum Reply {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct Refusal {
     pub(crate) error: String,
-    pub(crate) line: u64,
     pub(crate) code: String,
+    /// Missing when the whole connection was refused (`busy`).
+    pub(crate) line: Option<u64>,
+    /// Only in a sum: its first line.
+    pub(crate) first: Option<u64>,
+    /// Only in a sum: how many lines from the first one to `line` were not taken.
+    pub(crate) lines: Option<u64>,
 }
 
 /// A blocking connection. Every call that waits has a patience, scaled by `FIELDPOST_TEST_PATIENCE`.
@@ -75,7 +80,13 @@ impl UnixClient {
     /// When the agent sends a line that the protocol does not have, or an ack that does not grow.
     #[track_caller]
     pub(crate) fn read_reply(&mut self, patience: Duration) -> Option<Reply> {
-        self.reply_before(Instant::now() + scaled(patience)).ok()
+        self.try_reply(patience).ok()
+    }
+
+    /// As [`UnixClient::read_reply`], and says why there is none.
+    #[track_caller]
+    pub(crate) fn try_reply(&mut self, patience: Duration) -> Result<Reply, NoReply> {
+        self.reply_before(Instant::now() + scaled(patience))
     }
 
     /// Reads replies until the first `count` events are acknowledged. Refusals on the way are kept in
@@ -163,8 +174,11 @@ impl UnixClient {
     }
 }
 
+/// Why there is no reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum NoReply {
+pub(crate) enum NoReply {
+    /// The agent has closed the connection.
     Closed,
+    /// The patience is over.
     Late,
 }
