@@ -87,8 +87,9 @@ What the verdict counts:
   acknowledged     the agent said {\"ack\":n}: from then on it must never be lost
   in flight        sent and not acknowledged when the agent was killed: the sensor sends it
                    again with the same id, as any producer should
-  duplicates       records sent again by the agent after the kill; a consumer drops them by
-                   remembering one position (epoch, seq) per agent, log and partition
+  duplicates       records sent again by the agent because it was killed before it had Kafka's
+                   confirmation; a consumer drops them by remembering one position (epoch, seq)
+                   per agent, log and partition
   stored twice     in flight at the kill and stored all the same, so that the sensor's second
                    copy has a position of its own; a consumer that minds compares ids
   lost             acknowledged and not in Kafka; one is enough to fail

@@ -41,7 +41,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 const STANDSTILL: Duration = Duration::from_secs(10);
 
 /// Part of the outage after which what was on its way has come.
-const SETTLING_SHARE: u32 = 4;
+const SETTLING_SHARE: u32 = 2;
 
 /// What happened, beside what the sensors and the consumer know.
 #[derive(Debug, Default)]
