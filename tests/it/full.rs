@@ -5,9 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::agent::Agent;
-use crate::harness::flow::{
-    Pace, Producer, Stored, assert_no_duplicates, first_occurrences, line_of,
-};
+use crate::harness::flow::{Pace, Producer, Stored, assert_no_duplicates, first_occurrences, line_of};
 use crate::harness::kafka::{create_topic, read_all};
 use crate::harness::services::Private;
 use crate::harness::unique;
@@ -72,7 +70,9 @@ fn fill_and_drain(when_full: &str, refused_within: impl Fn(Duration) -> bool) {
     let (kafka, topic, mut agent) = kafka_and_agent(when_full);
     let first = unique("first");
     let ((taken, refused_after), largest) = watching_the_disk(&agent, || fill(&agent, &first));
-    eprintln!("{when_full}: {taken} events taken, refused after {refused_after:?}, largest disk {largest} of {LIMIT}");
+    eprintln!(
+        "{when_full}: {taken} events taken, refused after {refused_after:?}, largest disk {largest} of {LIMIT}"
+    );
     assert!(refused_within(refused_after), "{refused_after:?}");
     assert!(largest <= LIMIT, "{largest} bytes on disk");
     assert!(taken * EVENT as u64 > LIMIT / 6, "full at {taken} events already");
@@ -124,7 +124,8 @@ fn fill_and_drain(when_full: &str, refused_within: impl Fn(Duration) -> bool) {
 #[test]
 fn a_full_buffer_lets_producers_wait_and_then_tells_them() {
     fill_and_drain("block", |after| {
-        after + Duration::from_millis(50) >= APPEND_TIMEOUT && after < APPEND_TIMEOUT + scaled(Duration::from_secs(2))
+        after + Duration::from_millis(50) >= APPEND_TIMEOUT
+            && after < APPEND_TIMEOUT + scaled(Duration::from_secs(2))
     });
 }
 

@@ -12,6 +12,7 @@
 )]
 
 mod crash;
+mod demo;
 mod full;
 mod harness;
 mod outage;

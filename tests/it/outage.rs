@@ -28,10 +28,7 @@ fn start_producers(agent: &Agent, count: usize, pace: Pace) -> Vec<Producer> {
 
 #[track_caller]
 fn finish(producers: Vec<Producer>) -> BTreeMap<String, u64> {
-    producers
-        .into_iter()
-        .map(|producer| (producer.source().to_owned(), producer.finish(USUAL * 3)))
-        .collect()
+    producers.into_iter().map(|producer| (producer.source().to_owned(), producer.finish(USUAL * 3))).collect()
 }
 
 fn total(acked: &BTreeMap<String, u64>) -> u64 {
@@ -41,7 +38,13 @@ fn total(acked: &BTreeMap<String, u64>) -> u64 {
 /// Waits for everything acknowledged, stops the agent in order, and looks at the whole topic: each event once, in the
 /// order of its source, positions growing.
 #[track_caller]
-fn assert_exact(agent: &mut Agent, reader: &Consumer, brokers: &str, topic: &str, acked: &BTreeMap<String, u64>) {
+fn assert_exact(
+    agent: &mut Agent,
+    reader: &Consumer,
+    brokers: &str,
+    topic: &str,
+    acked: &BTreeMap<String, u64>,
+) {
     reader.wait_count(usize::try_from(total(acked)).unwrap(), USUAL * 4);
     assert_eq!(agent.stop().code(), Some(0));
     let records = read_all(brokers, topic);
@@ -60,7 +63,8 @@ fn killed_broker_costs_nothing_but_time() {
         config.kafka(kafka.address(), &topic);
     });
     let reader = Consumer::start(kafka.address(), &topic);
-    let producers = start_producers(&agent, 4, Pace { rate: Some(500), window: 2000, padding: 400, ..Pace::default() });
+    let producers =
+        start_producers(&agent, 4, Pace { rate: Some(500), window: 2000, padding: 400, ..Pace::default() });
     reader.wait_count(2000, USUAL);
     kafka.kill();
     for producer in &producers {
@@ -196,7 +200,11 @@ fn at_most_once_never_repeats_and_loses_only_by_a_kill() {
     assert_eq!(kept.len(), records.len(), "a position is there twice");
     let found = first_occurrences(&kept);
     let arrived: u64 = acked.keys().map(|source| found.get(source).map_or(0, Vec::len) as u64).sum();
-    eprintln!("at most once, killed 5 times: {} of {} acknowledged events lost", total(&acked) - arrived, total(&acked));
+    eprintln!(
+        "at most once, killed 5 times: {} of {} acknowledged events lost",
+        total(&acked) - arrived,
+        total(&acked)
+    );
     assert!(arrived > 0);
 }
 
