@@ -232,7 +232,10 @@ impl<P: Producer> Drain<P> {
             }
             Delivery::AtMostOnce => {
                 self.stats.kafka_lost.add(events as u64);
-                tracing::error!(events, "stopped before Kafka confirmed everything in flight; it is lost, as kafka.delivery = \"at_most_once\" has it");
+                tracing::error!(
+                    events,
+                    "stopped before Kafka confirmed everything in flight; it is lost, as kafka.delivery = \"at_most_once\" has it"
+                );
             }
         }
     }
@@ -289,7 +292,10 @@ impl<P: Producer> Drain<P> {
             return;
         }
         let Some(seq) = self.window.refuse(tag) else { return };
-        self.singly_until = self.singly_until.max(seq);
+        // What failed only because the producer broke is no suspect.
+        if !matches!(outcome, Outcome::Failed(_)) {
+            self.singly_until = self.singly_until.max(seq);
+        }
         self.state = State::Settling;
         self.log_refusal(Some(seq), outcome);
     }
@@ -410,7 +416,8 @@ impl<P: Producer> Drain<P> {
     }
 
     fn has_room(&self) -> bool {
-        if self.sent < self.singly_until {
+        // Order: the cursor, not what was sent: nothing passes a refused event before Kafka confirmed it.
+        if self.cursor < self.singly_until {
             return self.window.is_empty();
         }
         self.window.len() < WINDOW_EVENTS_MAX && self.window.bytes() < self.options.window_bytes_max
@@ -464,8 +471,7 @@ impl<P: Producer> Drain<P> {
         let Some(stop) = self.stop else { return false };
         let now = Instant::now();
         let is_hopeless = self.is_hopeless();
-        let is_all_sent =
-            self.sent >= *self.durable.borrow() || now >= stop.send_until || is_hopeless;
+        let is_all_sent = self.sent >= *self.durable.borrow() || now >= stop.send_until || is_hopeless;
         // At most once, what is in flight has left the disk: the whole grace for it.
         let gives_up = is_hopeless && self.options.delivery == Delivery::AtLeastOnce;
         now >= stop.end || gives_up || (self.window.open() == 0 && is_all_sent)
