@@ -149,8 +149,8 @@ fn started_alone_it_takes_events_until_everything_is_there() {
     }
     let records = consume_count(kafka.address(), &topic, usize::try_from(EVENTS).unwrap(), USUAL * 2);
     assert_whole_and_in_order(&stored(&records), &acked);
-    agent.wait_log("MQTT broker connected", USUAL * 2);
-    agent.wait_log("redis link up", USUAL * 2);
+    agent.wait_log("MQTT link up", USUAL * 2);
+    agent.wait_log("Redis link up", USUAL * 2);
     let client = redis::Client::open(redis.address()).unwrap();
     let mut connection = client.get_connection().unwrap();
     let mut listener = connection.as_pubsub();
