@@ -269,7 +269,7 @@ fn outcome(error: &KafkaError) -> Outcome {
 impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         // Several lines a second in an outage: the link's change has been said once, the rest is for debugging.
-        tracing::debug!(target: "librdkafka", ?level, facility, "{message}");
+        tracing::debug!(target: "librdkafka", severity = ?level, facility, "{message}");
     }
 
     fn stats_raw(&self, statistics: &[u8]) {

@@ -16,5 +16,7 @@ mod demo;
 mod full;
 mod harness;
 mod outage;
+mod process;
+mod redis;
 mod services_obey;
 mod unix;

@@ -149,15 +149,8 @@ fn started_alone_it_takes_events_until_everything_is_there() {
     }
     let records = consume_count(kafka.address(), &topic, usize::try_from(EVENTS).unwrap(), USUAL * 2);
     assert_whole_and_in_order(&stored(&records), &acked);
-    for link in ["MQTT", "redis"] {
-        eventually(&format!("{link} is up"), USUAL * 2, || {
-            agent
-                .log()
-                .iter()
-                .any(|line| line.to_lowercase().contains(&link.to_lowercase()) && line.contains("up"))
-                .then_some(())
-        });
-    }
+    agent.wait_log("MQTT link up", USUAL * 2);
+    agent.wait_log("Redis link up", USUAL * 2);
     let client = redis::Client::open(redis.address()).unwrap();
     let mut connection = client.get_connection().unwrap();
     let mut listener = connection.as_pubsub();
@@ -200,8 +193,6 @@ fn at_most_once_never_repeats_and_loses_only_by_a_kill() {
         agent.wait_ready();
     }
     let acked = finish(producers);
-    let last = agent.unix();
-    drop(last);
     assert_eq!(agent.stop().code(), Some(0));
     let records = read_all(&Shared::get().kafka, &topic);
     // A producer that sends again makes another event of it; the agent itself never sends a position twice.
