@@ -12,5 +12,6 @@
 )]
 
 mod harness;
+mod mqtt;
 mod services_obey;
 mod unix;

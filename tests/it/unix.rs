@@ -152,7 +152,10 @@ fn assert_record(case: &Case, record: &Record, around: Around) {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     assert_eq!(header("fieldpost-boot"), boot.trim());
     let sent = record.timestamp.unwrap();
-    assert!(sent >= around.wall_ms.0 && sent <= around.wall_ms.1, "the record's time is that of sending: {sent}");
+    assert!(
+        sent >= around.wall_ms.0 && sent <= around.wall_ms.1,
+        "the record's time is that of sending: {sent}"
+    );
 }
 
 /// The numbers in the records' position headers, sorted by seq.
@@ -232,7 +235,9 @@ fn the_source_type_names_the_topic() {
     });
     let mut client = agent.unix();
     for source_type in ["meter", "café/1", "meter"] {
-        client.send(&serde_json::json!({"type": "t", "source_type": source_type, "source_id": "1", "payload": 1}));
+        client.send(
+            &serde_json::json!({"type": "t", "source_type": source_type, "source_id": "1", "payload": 1}),
+        );
     }
     client.wait_ack(3, USUAL);
     assert_eq!(records(&format!("{prefix}.meter"), 2).len(), 2);
@@ -249,7 +254,8 @@ fn every_compression_is_read_back() {
             config.shared_kafka(&topic).set("kafka.compression", compression);
         });
         let source = unique(compression);
-        let producer = Producer::start(&agent.socket(), &source, Pace { padding: 200, count: 500, ..Pace::default() });
+        let producer =
+            Producer::start(&agent.socket(), &source, Pace { padding: 200, count: 500, ..Pace::default() });
         producer.finish(USUAL);
         let kept = kept_by_position(&records(&topic, 500));
         flow::assert_whole_and_in_order(&kept, &BTreeMap::from([(source, 500)]));
@@ -313,8 +319,11 @@ fn each_bad_line_is_named_and_the_good_ones_are_taken() {
         (with(r#""payload":1,"id":"""#), "invalid"),
         (good.clone(), ""),
     ];
-    let wanted: Vec<(u64, &str)> =
-        (1..).zip(&lines).filter(|(_, (_, code))| !code.is_empty()).map(|(k, (_, code))| (k, *code)).collect();
+    let wanted: Vec<(u64, &str)> = (1..)
+        .zip(&lines)
+        .filter(|(_, (_, code))| !code.is_empty())
+        .map(|(k, (_, code))| (k, *code))
+        .collect();
     let mut client = agent.unix();
     for (line, _) in &lines {
         client.send_line(line);
@@ -448,7 +457,10 @@ fn peers_that_misbehave_harm_nobody() {
                 client.send_line("");
                 let refusal = client.wait_refused(USUAL);
                 assert_eq!((refusal.code.as_str(), refusal.line), ("too_large", Some(1)));
-                eprintln!("a line of {LONG} bytes in {:?}, memory {rss_before} -> {rss} KiB", begun.elapsed());
+                eprintln!(
+                    "a line of {LONG} bytes in {:?}, memory {rss_before} -> {rss} KiB",
+                    begun.elapsed()
+                );
                 assert!(rss < rss_before + 64 * 1024, "{rss_before} -> {rss} KiB");
                 // The connection goes on after it.
                 client.send_line(&line_of("after-long", 0, 0));
@@ -465,7 +477,8 @@ fn peers_that_misbehave_harm_nobody() {
             }),
         ];
         let client = agent.unix();
-        let waits = scope.spawn(move || well_behaved(client, good, || bad.iter().all(|peer| peer.is_finished())));
+        let waits =
+            scope.spawn(move || well_behaved(client, good, || bad.iter().all(|peer| peer.is_finished())));
         waits.join().unwrap()
     });
     let count = waits.len() as u64;
@@ -480,7 +493,8 @@ fn peers_that_misbehave_harm_nobody() {
     eventually("everything is in Kafka", USUAL * 3, || {
         let found = read_all(&Shared::get().kafka, &topic);
         let of = |source: &str| found.iter().filter(|record| record.key_text() == source).count() as u64;
-        (of(&good) == count && of(&unread) == UNREAD && of("half") == 1 && of("after-long") == 1).then_some(())
+        (of(&good) == count && of(&unread) == UNREAD && of("half") == 1 && of("after-long") == 1)
+            .then_some(())
     });
     assert!(agent.rss_kb() < rss_before + 64 * 1024, "{} KiB", agent.rss_kb());
 }

@@ -182,9 +182,10 @@ impl Work {
     }
 
     fn may_begin_new(&self) -> bool {
-        let is_due = self.pace.rate.is_none_or(|rate| {
-            (self.next as f64) < self.begun.elapsed().as_secs_f64() * f64::from(rate)
-        });
+        let is_due = self
+            .pace
+            .rate
+            .is_none_or(|rate| (self.next as f64) < self.begun.elapsed().as_secs_f64() * f64::from(rate));
         !self.is_finished() && is_due
     }
 
@@ -344,7 +345,10 @@ pub(crate) fn assert_whole_and_in_order(stored: &[Stored], acked: &BTreeMap<Stri
         let wanted: Vec<u64> = (0..found.len() as u64).collect();
         if found != wanted {
             let at = found.iter().zip(&wanted).position(|(a, b)| a != b).unwrap();
-            panic!("{source} is out of order or has a gap at its event {at}: {:?}", &found[at.saturating_sub(3)..found.len().min(at + 5)]);
+            panic!(
+                "{source} is out of order or has a gap at its event {at}: {:?}",
+                &found[at.saturating_sub(3)..found.len().min(at + 5)]
+            );
         }
         assert!(found.len() as u64 >= *count, "{source}: {count} acknowledged, {} in Kafka", found.len());
     }
