@@ -48,7 +48,7 @@ fn ping_of(source: &str, n: u64) -> (String, String) {
 
 /// Waits until the agent's link to Redis is there: pings before that are dropped.
 fn wait_link(agent: &Agent) {
-    agent.wait_log("redis link up", USUAL);
+    agent.wait_log("Redis link up", USUAL);
 }
 
 /// `pings A (dropped B)` of the last status line.
@@ -171,7 +171,7 @@ fn a_redis_that_never_answers_delays_nothing() {
     );
     assert!(acked < acked_off * 3 + scaled(Duration::from_secs(2)), "{acked:?}");
     assert!(through < through_off * 3 + scaled(Duration::from_secs(2)), "{through:?}");
-    agent.wait_log("redis link down", USUAL);
+    agent.wait_log("Redis link down", USUAL);
     assert_eq!(agent.stop().code(), Some(0));
     let (sent, dropped) = pings_of_status(&agent);
     assert_eq!((sent, dropped), (0, EVENTS + 1), "every ping is counted");
@@ -192,18 +192,18 @@ fn redis_killed_and_back_is_told_once_and_every_ping_is_counted() {
     let producer = Producer::start(&agent.socket(), &source, Pace { rate: Some(300), ..Pace::default() });
     assert_eq!(listener.next(), ping_of(&source, 0));
     redis.kill();
-    agent.wait_log("redis link down", USUAL);
+    agent.wait_log("Redis link down", USUAL);
     let during = producer.acked();
     eventually("events go on without Redis", USUAL, || (producer.acked() > during + 300).then_some(()));
     redis.start();
-    eventually("the link is back", USUAL * 2, || (agent.log_count("redis link up") == 2).then_some(()));
+    eventually("the link is back", USUAL * 2, || (agent.log_count("Redis link up") == 2).then_some(()));
     let mut listener = Listener::to(redis.address(), "events:*");
     let (channel, _) = listener.next();
     assert_eq!(channel, format!("events:probe:{source}"));
     let events = producer.finish(USUAL);
     consume_count(&Shared::get().kafka, &topic, usize::try_from(events).unwrap(), USUAL);
     assert_eq!(agent.stop().code(), Some(0));
-    assert_eq!((agent.log_count("redis link down"), agent.log_count("redis link up")), (1, 2));
+    assert_eq!((agent.log_count("Redis link down"), agent.log_count("redis link up")), (1, 2));
     let (sent, dropped) = pings_of_status(&agent);
     eprintln!("{events} events, {sent} pings sent, {dropped} dropped while Redis was away");
     assert!(dropped >= 300, "{dropped}");
@@ -227,7 +227,7 @@ fn a_password_is_used_and_a_wrong_one_is_explained() {
     std::fs::write(&file, "wrong\n").unwrap();
     agent.begin();
     agent.wait_ready();
-    let said = agent.wait_log("redis link down", USUAL);
+    let said = agent.wait_log("Redis link down", USUAL);
     assert!(said.contains("ERROR") && said.contains("redis.password_file"), "{said}");
     assert!(!said.contains("wrong\n") && !agent.log_contains("s3cret"));
     let source = unique("s");

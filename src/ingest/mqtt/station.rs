@@ -280,6 +280,10 @@ impl<W: Wire> Station<W> {
         self.accept_every_release |= failure.kind == FailureKind::UnknownRelease;
         self.disconnected();
         let was_up = self.stats().mqtt.set(LinkState::Down);
+        if self.goodbye == Goodbye::Said {
+            debug!("the broker closed the connection after the goodbye");
+            return RECONNECT_FIRST;
+        }
         let news = self.told.as_ref() != Some(&failure.what);
         let delay = match failure.kind {
             FailureKind::Refused { .. } | FailureKind::PacketTooLarge => self.refused.delay(),
@@ -544,8 +548,9 @@ impl<W: Wire> Station<W> {
     fn is_done(&self, appending: bool, now: Instant) -> bool {
         let Some(stop_by) = self.stop_by else { return false };
         let stored = !appending && self.batch.is_empty();
-        let answered = self.requests.is_none() || self.goodbye == Goodbye::Said;
-        (stored && answered) || now >= stop_by
+        // Order: after the goodbye the broker closes first. Closed by us while it still sends, the connection would be
+        // reset, and the broker could drop the answers before the goodbye unread: duplicates after the next start.
+        (stored && self.requests.is_none()) || now >= stop_by
     }
 }
 
