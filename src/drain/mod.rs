@@ -232,7 +232,10 @@ impl<P: Producer> Drain<P> {
             }
             Delivery::AtMostOnce => {
                 self.stats.kafka_lost.add(events as u64);
-                tracing::error!(events, "stopped before Kafka confirmed everything in flight; it is lost, as kafka.delivery = \"at_most_once\" has it");
+                tracing::error!(
+                    events,
+                    "stopped before Kafka confirmed everything in flight; it is lost, as kafka.delivery = \"at_most_once\" has it"
+                );
             }
         }
     }
@@ -464,8 +467,7 @@ impl<P: Producer> Drain<P> {
         let Some(stop) = self.stop else { return false };
         let now = Instant::now();
         let is_hopeless = self.is_hopeless();
-        let is_all_sent =
-            self.sent >= *self.durable.borrow() || now >= stop.send_until || is_hopeless;
+        let is_all_sent = self.sent >= *self.durable.borrow() || now >= stop.send_until || is_hopeless;
         // At most once, what is in flight has left the disk: the whole grace for it.
         let gives_up = is_hopeless && self.options.delivery == Delivery::AtLeastOnce;
         now >= stop.end || gives_up || (self.window.open() == 0 && is_all_sent)

@@ -116,13 +116,19 @@ fn a_ping_can_wait_for_kafka() {
     for n in 0..EVENTS {
         assert_eq!(listener.next(), ping_of(&source, n));
     }
-    assert_eq!(consume_count(kafka.address(), &topic, usize::try_from(EVENTS).unwrap(), USUAL).len() as u64, EVENTS);
+    assert_eq!(
+        consume_count(kafka.address(), &topic, usize::try_from(EVENTS).unwrap(), USUAL).len() as u64,
+        EVENTS
+    );
     assert_eq!(agent.stop().code(), Some(0));
     assert_eq!(pings_of_status(&agent), (EVENTS, 0));
 }
 
 /// Time until `events` are acknowledged, and until they are in Kafka.
-fn timed(configure: impl FnOnce(&mut crate::harness::agent::Config), events: u64) -> (Duration, Duration, Agent) {
+fn timed(
+    configure: impl FnOnce(&mut crate::harness::agent::Config),
+    events: u64,
+) -> (Duration, Duration, Agent) {
     let topic = create_topic(&Shared::get().kafka, 1);
     let agent = Agent::start(|config| {
         config.shared_kafka(&topic);
@@ -133,7 +139,8 @@ fn timed(configure: impl FnOnce(&mut crate::harness::agent::Config), events: u64
     warm.finish(USUAL);
     consume_count(&Shared::get().kafka, &topic, 1, USUAL);
     let begun = Instant::now();
-    let producer = Producer::start(&agent.socket(), "timed", Pace { count: events, window: 100, ..Pace::default() });
+    let producer =
+        Producer::start(&agent.socket(), "timed", Pace { count: events, window: 100, ..Pace::default() });
     producer.finish(USUAL);
     let acked = begun.elapsed();
     consume_count(&Shared::get().kafka, &topic, usize::try_from(events + 1).unwrap(), USUAL);

@@ -352,7 +352,7 @@ fn errors_come_before_the_acks_that_cover_later_lines() {
     let seed = seed("errors_come_before_the_acks");
     let mut random = fastrand::Rng::with_seed(seed);
     let (agent, topic) = agent_and_topic(1);
-    let is_good: Vec<bool> = (0..LINES).map(|_| random.u8(..) % 4 != 0).collect();
+    let is_good: Vec<bool> = (0..LINES).map(|_| !random.u8(..).is_multiple_of(4)).collect();
     let source = unique("s");
     let text: String = (0_u64..)
         .zip(&is_good)
