@@ -292,7 +292,10 @@ impl<P: Producer> Drain<P> {
             return;
         }
         let Some(seq) = self.window.refuse(tag) else { return };
-        self.singly_until = self.singly_until.max(seq);
+        // What failed only because the producer broke is no suspect.
+        if !matches!(outcome, Outcome::Failed(_)) {
+            self.singly_until = self.singly_until.max(seq);
+        }
         self.state = State::Settling;
         self.log_refusal(Some(seq), outcome);
     }
@@ -413,7 +416,8 @@ impl<P: Producer> Drain<P> {
     }
 
     fn has_room(&self) -> bool {
-        if self.sent < self.singly_until {
+        // Order: the cursor, not what was sent: nothing passes a refused event before Kafka confirmed it.
+        if self.cursor < self.singly_until {
             return self.window.is_empty();
         }
         self.window.len() < WINDOW_EVENTS_MAX && self.window.bytes() < self.options.window_bytes_max

@@ -300,6 +300,23 @@ async fn behind_a_refusal_events_go_one_by_one_until_it_is_through() {
 }
 
 #[tokio::test]
+async fn nothing_passes_a_refused_event_while_it_is_in_flight_again() {
+    let bench = Bench::new();
+    bench.append(1..=10).await;
+    bench.fates(&[(5, Fate::Reject), (5, Fate::Hold)]);
+    bench
+        .run(Delivery::AtLeastOnce, async |bench| {
+            bench.producer.until(|script| script.held.len() == 1).await;
+            // Many rounds: 6 would have gone out by now.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            bench.producer.with(|script| assert_eq!(script.sent.last().unwrap().0, "5"));
+            bench.producer.release();
+            bench.producer.until(|script| script.delivered.ends_with(&ids(5..=10))).await;
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn a_broken_producer_is_made_again_and_the_unconfirmed_goes_out_again() {
     let bench = Bench::new();
     bench.append(1..=5).await;

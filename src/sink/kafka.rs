@@ -58,6 +58,8 @@ pub struct Options {
     pub queue_bytes_max: usize,
     /// Largest record in bytes, the largest event in its envelope (`message.max.bytes`).
     pub record_bytes_max: usize,
+    /// Whether records that Kafka rejects are left out and the others go on: at most once only.
+    pub leaves_out_rejected: bool,
     /// Properties that are secret, by librdkafka's names (`sasl.password`, `ssl.key.password`).
     pub secrets: Vec<(&'static str, Secret)>,
 }
@@ -67,8 +69,9 @@ pub const OWN_PROPERTIES: [(&str, &str); 5] = [
     // No duplicates and no reordering within a session, over broker restarts too.
     ("enable.idempotence", "true"),
     ("acks", "all"),
-    // One rejected batch must not make the producer fatal; the drain isolates it.
-    ("enable.gapless.guarantee", "false"),
+    // A rejected batch breaks the producer. Otherwise librdkafka goes on with what is in flight behind it in the same
+    // partition, and the rejected events come later: out of order, and at positions that consumers have passed.
+    ("enable.gapless.guarantee", "true"),
     // An outage has no limit: nothing expires (librdkafka 3635).
     ("message.timeout.ms", "0"),
     ("linger.ms", "0"),
@@ -101,6 +104,9 @@ pub(crate) fn client_config(options: &Options) -> ClientConfig {
     }
     for (name, value) in OWN_PROPERTIES {
         config.set(name, value);
+    }
+    if options.leaves_out_rejected {
+        config.set("enable.gapless.guarantee", "false");
     }
     for (name, value) in &options.secrets {
         config.set(*name, value.reveal());
