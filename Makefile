@@ -13,8 +13,8 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 .PHONY: demo
-demo: ## Simulated sensors, MQTT, the agent, Kafka and Redis, all on this machine
-	$(SERVICES) run -- bash -c 'export FIELDPOST_KAFKA__BROKERS=$$FIELDPOST_TEST_KAFKA FIELDPOST_REDIS__URL=$$FIELDPOST_TEST_REDIS FIELDPOST_MQTT__URL=$$FIELDPOST_TEST_MQTT; cargo run --locked -- demo $(ARGS)'
+demo: ## The whole way in half a minute, with nothing installed: sensors, an outage, a kill -9, a verdict
+	cargo run --release --locked -- demo $(ARGS)
 
 .PHONY: test
 test: ## All tests, against a Kafka, Redis and Mosquitto that are started for them and stopped afterwards

@@ -9,6 +9,9 @@ use std::io;
 use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
 
 use super::store::{Listed, Shelf, Store, StoreError, Visit};
 use crate::event::Seq;
@@ -22,6 +25,10 @@ const CACHE_BYTES: u64 = 2_000_000;
 
 /// Below this much free space a failed open is taken for a full disk and never for damage.
 const FREE_BYTES_MIN: u64 = 4 * SEGMENT_BYTES as u64;
+
+/// How long a generation that was just closed may still be in use, and how often that is looked at.
+const RELEASE_WAIT: Duration = Duration::from_secs(1);
+const RELEASE_STEP: Duration = Duration::from_millis(1);
 
 /// A directory of generations `NNNNNNNNNNNNNNNNNNNN.gen`.
 #[derive(Debug)]
@@ -52,6 +59,7 @@ impl SledShelf {
 
     fn start(&self, first: Seq) -> Result<SledStore, StoreError> {
         let dir = self.dir(first);
+        await_release(&dir.join("db"))?;
         let opened = quietly(AssertUnwindSafe(|| {
             sled::Config::new()
                 .path(&dir)
@@ -197,6 +205,26 @@ impl Store for SledStore {
 
     fn disk_bytes(&self) -> u64 {
         self.file.metadata().map_or(0, |m| m.len()) + self.other_bytes
+    }
+}
+
+/// Waits until nobody holds the database's lock any more. sled's own threads may go on with a closed database for a
+/// moment (it truncates its file in the background), and opening it again then fails.
+fn await_release(db: &Path) -> Result<(), StoreError> {
+    let file = match File::open(db) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(|e| io_error(db, &e))?,
+    };
+    let deadline = Instant::now() + RELEASE_WAIT;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Closing the file gives the lock back.
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::park_timeout(RELEASE_STEP);
+            }
+            Err(errno) => return Err(io_error(db, &errno.into())),
+        }
     }
 }
 

@@ -16,9 +16,17 @@ use super::generations::Generations;
 use super::store::{Shelf, StoreError};
 use super::{AppendError, Appended, Batch, Published, ReadError, Refused, Run, WhenFull};
 use crate::event::Seq;
+use crate::log::Limited;
 
 /// Time between two tries to open the buffer again after a failed write.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a cursor waits for a group of appends to become durable with it, before it gets a sync of its own: nobody
+/// waits for that sync, and a cursor that is late only sends some events again after a crash.
+const CURSOR_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Shortest time between two lines that say that the buffer is full.
+const FULL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A batch on its way to the disk.
 #[derive(Debug)]
@@ -85,6 +93,10 @@ pub(super) struct Writer<H: Shelf> {
     closing: Option<oneshot::Sender<()>>,
     last_sync: Option<Instant>,
     broken: Option<Broken>,
+    /// Whether the last append that asked for room found some.
+    had_room: bool,
+    full_log: Limited,
+    is_full_told: bool,
 }
 
 impl<H: Shelf> Writer<H> {
@@ -107,6 +119,9 @@ impl<H: Shelf> Writer<H> {
             closing: None,
             last_sync: None,
             broken: None,
+            had_room: true,
+            full_log: Limited::new(FULL_LOG_INTERVAL),
+            is_full_told: false,
         }
     }
 
@@ -121,7 +136,7 @@ impl<H: Shelf> Writer<H> {
             while let Ok(command) = self.commands.try_recv() {
                 self.take(command);
             }
-            if self.closing.is_some() || self.gathers_until().is_none_or(|until| until <= Instant::now()) {
+            if self.closing.is_some() || self.held_until().is_none_or(|until| until <= Instant::now()) {
                 self.turn();
             }
         }
@@ -145,10 +160,23 @@ impl<H: Shelf> Writer<H> {
     fn receive(&self) -> Result<Command, RecvTimeoutError> {
         let deadlines = self.waiting.iter().filter_map(|append| append.deadline);
         let retry = self.broken.iter().map(|broken| broken.retry);
-        match deadlines.chain(retry).chain(self.gathers_until()).min() {
+        match deadlines.chain(retry).chain(self.held_until()).min() {
             Some(due) => self.commands.recv_timeout(due.saturating_duration_since(Instant::now())),
             None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
         }
+    }
+
+    /// The time before which nothing is to be synced.
+    fn held_until(&self) -> Option<Instant> {
+        self.gathers_until().or_else(|| self.cursor_until())
+    }
+
+    /// While there is only a cursor that nobody waits for: the time at which it is synced without a group.
+    fn cursor_until(&self) -> Option<Instant> {
+        let is_alone = self.waiting.is_empty() && self.commits.is_empty() && self.broken.is_none();
+        let is_room_wanted = self.published.is_full.load(Ordering::Relaxed);
+        let is_late = is_alone && !is_room_wanted && self.generations.is_dirty();
+        self.last_sync.filter(|_| is_late).map(|last| last + CURSOR_INTERVAL)
     }
 
     /// While `commit_interval` holds a group back: the time at which it may be synced, not past anyone's deadline.
@@ -182,6 +210,8 @@ impl<H: Shelf> Writer<H> {
             return;
         }
         loop {
+            // Without an append nobody asks for room: a cursor that moves may well have made some.
+            self.had_room |= self.waiting.is_empty() && self.generations.is_dirty();
             let stored = self.store_waiting();
             // A cursor that moves may free the room for which appends wait.
             let is_dirty = self.generations.is_dirty();
@@ -189,7 +219,9 @@ impl<H: Shelf> Writer<H> {
                 self.fail(error);
                 break;
             }
-            self.last_sync = Some(Instant::now());
+            if is_dirty {
+                self.last_sync = Some(Instant::now());
+            }
             self.publish();
             for (first, append) in self.stored.drain(..) {
                 append.accept(first);
@@ -201,7 +233,26 @@ impl<H: Shelf> Writer<H> {
                 break;
             }
         }
+        self.note_room();
         self.refuse_expired();
+    }
+
+    /// Shows whether there is room, and logs a change, not more than once a minute: near the limit it comes and goes.
+    fn note_room(&mut self) {
+        self.published.is_full.store(!self.had_room, Ordering::Relaxed);
+        if !self.had_room && !self.is_full_told {
+            let Some(suppressed) = self.full_log.allow() else { return };
+            let bytes = self.generations.figures().disk_bytes;
+            tracing::warn!(
+                bytes,
+                suppressed,
+                "the buffer is full: producers wait or are refused until Kafka has taken some"
+            );
+            self.is_full_told = true;
+        } else if self.had_room && self.is_full_told {
+            tracing::info!("the buffer has room again");
+            self.is_full_told = false;
+        }
     }
 
     /// Stores waiting appends in order as long as there is room.
@@ -214,7 +265,7 @@ impl<H: Shelf> Writer<H> {
                     return Err(error);
                 }
             };
-            self.published.is_full.store(!has_room, Ordering::Relaxed);
+            self.had_room = has_room;
             if !has_room {
                 match self.when_full {
                     WhenFull::Reject => append.refuse(AppendError::Full),

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod config;
+pub mod demo;
 pub mod exit;
 pub mod load;
 pub mod run;
@@ -28,10 +29,12 @@ enum Command {
     Send(Box<send::Send>),
     Check(check::Args),
     Config(config::Args),
+    Demo(demo::Args),
 }
 
 const AFTER_HELP: &str = "\
 Examples:
+  fieldpost demo                               see it at work, with nothing installed
   fieldpost config --example > fieldpost.toml  write a file with every key and its default
   fieldpost check --config fieldpost.toml      is it right, and do the services answer?
   fieldpost run --config fieldpost.toml        the agent, until a signal
@@ -68,6 +71,7 @@ impl Cli {
             Command::Send(args) => args.run(),
             Command::Check(args) => args.run(),
             Command::Config(args) => args.run(),
+            Command::Demo(args) => args.run(),
         }
     }
 }

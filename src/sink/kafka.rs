@@ -1,9 +1,10 @@
-//! Kafka through librdkafka: the only file that names rdkafka.
+//! Kafka through librdkafka: the only file of the agent that names rdkafka (`cli::demo::cluster` plays a broker).
 //!
 //! One idempotent producer with its own polling thread. Its queue is bounded in bytes, messages never expire, and the
 //! properties on which the promise rests ([`OWN_PROPERTIES`]) are not open to configuration. Records go out at once
 //! (`linger.ms=0`): the drain gathers them in rounds, which costs less CPU at the same latency.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerConte
 use tokio::sync::Notify;
 
 use super::{Outcome, Producer, ProducerError, Record, Report, SendError};
+use crate::log::Limited;
 use crate::secret::Secret;
 use crate::stats::{LinkState, Stats};
 
@@ -61,7 +63,7 @@ pub struct Options {
 }
 
 /// Properties that the promise rests on, with their values. Numbers from measurements (ARCHITECTURE.md).
-pub const OWN_PROPERTIES: [(&str, &str); 8] = [
+pub const OWN_PROPERTIES: [(&str, &str); 5] = [
     // No duplicates and no reordering within a session, over broker restarts too.
     ("enable.idempotence", "true"),
     ("acks", "all"),
@@ -70,19 +72,22 @@ pub const OWN_PROPERTIES: [(&str, &str); 8] = [
     // An outage has no limit: nothing expires (librdkafka 3635).
     ("message.timeout.ms", "0"),
     ("linger.ms", "0"),
+];
+
+/// Properties that are set only where the configuration says nothing else.
+const DEFAULT_PROPERTIES: [(&str, &str); 5] = [
     // A restarted broker is found within 2 s of its return.
     ("reconnect.backoff.ms", "100"),
     ("reconnect.backoff.max.ms", "2000"),
     ("socket.keepalive.enable", "true"),
-];
-
-/// Properties that are set only where the configuration says nothing else.
-const DEFAULT_PROPERTIES: [(&str, &str); 2] = [
     // A topic's max.message.bytes (1 MiB by default) counts the batch: half of it leaves room.
     ("batch.size", "524288"),
-    // How soon a link that died or came back while nothing is sent is noticed.
-    ("statistics.interval.ms", "5000"),
+    // How soon a link that died, or came back while nothing is sent, is noticed.
+    ("statistics.interval.ms", "2000"),
 ];
+
+/// How often it is said that Kafka refuses the agent: the client tries again without end.
+const REFUSED_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The client configuration of the producer; `check` uses it too.
 pub(crate) fn client_config(options: &Options) -> ClientConfig {
@@ -139,6 +144,10 @@ struct Shared {
 struct Callbacks {
     shared: Arc<Shared>,
     stats: Arc<Stats>,
+    /// What librdkafka said last about a broker, for the line that says that the link is down.
+    trouble: Mutex<String>,
+    is_judged: AtomicBool,
+    refused_log: Limited,
 }
 
 impl KafkaProducer {
@@ -158,7 +167,13 @@ fn create(
     stats: &Arc<Stats>,
 ) -> Result<(ThreadedProducer<Callbacks>, Arc<Shared>), ProducerError> {
     let shared = Arc::new(Shared::default());
-    let callbacks = Callbacks { shared: Arc::clone(&shared), stats: Arc::clone(stats) };
+    let callbacks = Callbacks {
+        shared: Arc::clone(&shared),
+        stats: Arc::clone(stats),
+        trouble: Mutex::default(),
+        is_judged: AtomicBool::new(false),
+        refused_log: Limited::new(REFUSED_LOG_INTERVAL),
+    };
     let producer =
         client_config(options).create_with_context(callbacks).map_err(|e| ProducerError(e.to_string()))?;
     Ok((producer, shared))
@@ -254,37 +269,43 @@ fn outcome(error: &KafkaError) -> Outcome {
 impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         // Several lines a second in an outage: the link's change has been said once, the rest is for debugging.
-        tracing::debug!(target: "librdkafka", ?level, facility, "{message}");
+        tracing::debug!(target: "librdkafka", severity = ?level, facility, "{message}");
     }
 
     fn stats_raw(&self, statistics: &[u8]) {
+        // The one judge of the link: errors come several times in an outage, and also when only the first connection
+        // to one broker was closed.
         let is_up = memmem::find(statistics, br#""state":"UP""#).is_some();
-        self.link(if is_up { LinkState::Up } else { LinkState::Down }, "");
+        let state = if is_up { LinkState::Up } else { LinkState::Down };
+        let is_first = !self.is_judged.swap(true, Ordering::Relaxed);
+        // A link that is down from the start has not changed and is worth a line all the same.
+        if self.stats.kafka.set(state) || (is_first && !is_up) {
+            if is_up {
+                tracing::info!("Kafka link up");
+            } else {
+                let reason = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                tracing::warn!(%reason, "Kafka link down; events are kept in the buffer");
+            }
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => self.link(LinkState::Down, reason),
             Some(RDKafkaErrorCode::Fatal) => self.shared.reported.notify_one(),
             Some(
                 RDKafkaErrorCode::Authentication
                 | RDKafkaErrorCode::SaslAuthenticationFailed
                 | RDKafkaErrorCode::SSL,
             ) => {
-                tracing::error!(%error, reason, "Kafka refuses the agent; see kafka.properties");
+                if let Some(suppressed) = self.refused_log.allow() {
+                    tracing::error!(%error, reason, suppressed, "Kafka refuses the agent; see kafka.properties");
+                }
             }
-            _ => tracing::debug!(%error, reason, "librdkafka"),
-        }
-    }
-}
-
-impl Callbacks {
-    /// One log line per change.
-    fn link(&self, state: LinkState, reason: &str) {
-        if self.stats.kafka.set(state) {
-            match state {
-                LinkState::Up => tracing::info!("Kafka link up"),
-                _ => tracing::warn!(reason, "Kafka link down; events are kept in the buffer"),
+            // Said in the line of the link's change; it comes again and again.
+            Some(RDKafkaErrorCode::AllBrokersDown) => {}
+            _ => {
+                reason.clone_into(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
+                tracing::debug!(%error, reason, "librdkafka");
             }
         }
     }

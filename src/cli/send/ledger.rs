@@ -13,21 +13,21 @@ const ERRORS_SHOWN: usize = 10;
 
 /// A line that was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct LineError {
+pub(in crate::cli) struct LineError {
     /// Number in the input, from 1; the last one when `lines` is there.
-    pub(super) line: u64,
+    pub(in crate::cli) line: u64,
     /// How many lines this is about, if not one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) lines: Option<u64>,
+    pub(in crate::cli) lines: Option<u64>,
     /// For programs.
-    pub(super) code: String,
+    pub(in crate::cli) code: String,
     /// For people.
-    pub(super) error: String,
+    pub(in crate::cli) error: String,
 }
 
 /// An answer that ends the conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub(super) enum BadAnswer {
+pub(in crate::cli) enum BadAnswer {
     /// The agent refused the whole connection.
     #[error("the agent refused the connection: {0}")]
     Connection(String),
@@ -50,45 +50,45 @@ struct Answer<'a> {
 
 /// The account of one connection.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub(in crate::cli) struct Ledger {
     /// Lines with an event that were sent and are not decided, ascending.
     open: VecDeque<u64>,
     /// Events sent.
-    pub(super) sent: u64,
+    pub(in crate::cli) sent: u64,
     /// Events durable for certain.
-    pub(super) acknowledged: u64,
+    pub(in crate::cli) acknowledged: u64,
     /// Events the agent can never take.
-    pub(super) refused_for_good: u64,
+    pub(in crate::cli) refused_for_good: u64,
     /// Events the agent could not take now.
-    pub(super) refused_for_now: u64,
+    pub(in crate::cli) refused_for_now: u64,
     /// The first errors.
-    pub(super) errors: Vec<LineError>,
+    pub(in crate::cli) errors: Vec<LineError>,
 }
 
 impl Ledger {
     /// The event on `line` is about to be sent.
-    pub(super) fn sending(&mut self, line: u64) {
+    pub(in crate::cli) fn sending(&mut self, line: u64) {
         self.sent += 1;
         self.open.push_back(line);
     }
 
     /// Events sent and not decided.
-    pub(super) fn undecided(&self) -> usize {
+    pub(in crate::cli) fn undecided(&self) -> usize {
         self.open.len()
     }
 
     /// The first line that is not decided: everything before it is durable or was refused.
-    pub(super) fn first_undecided(&self) -> Option<u64> {
+    pub(in crate::cli) fn first_undecided(&self) -> Option<u64> {
         self.open.front().copied()
     }
 
     /// Events refused.
-    pub(super) fn refused(&self) -> u64 {
+    pub(in crate::cli) fn refused(&self) -> u64 {
         self.refused_for_good + self.refused_for_now
     }
 
     /// Events decided, for noticing progress.
-    pub(super) fn decided(&self) -> u64 {
+    pub(in crate::cli) fn decided(&self) -> u64 {
         self.acknowledged + self.refused()
     }
 
@@ -96,7 +96,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`BadAnswer`]: nothing after it can be understood; what was acknowledged before stays so.
-    pub(super) fn hear(&mut self, answer: &[u8]) -> Result<Option<LineError>, BadAnswer> {
+    pub(in crate::cli) fn hear(&mut self, answer: &[u8]) -> Result<Option<LineError>, BadAnswer> {
         let protocol = |what: String| BadAnswer::Protocol(what);
         let answer: Answer<'_> =
             serde_json::from_slice(answer).map_err(|error| protocol(error.to_string()))?;

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 mod client;
-mod ledger;
+pub(super) mod ledger;
 
 use client::{Client, Failure, Outcome};
 use ledger::LineError;

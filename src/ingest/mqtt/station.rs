@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::book::{Book, LoadNumber, Mark, Received};
-use super::link::{Failure, FailureKind, Heard, Link, Publish, Requests, Wire};
+use super::link::{
+    CONNECT_TIMEOUT, Failure, FailureKind, Heard, Outbox, Publish, Requests, Setup, Wire, connection, listen,
+};
 use super::subscriptions::{Complaint, Granted, Subscriptions};
 use super::{MqttError, Options, Qos, body, packet_bytes_max};
 use crate::backoff::Backoff;
@@ -53,7 +55,8 @@ pub(super) async fn serve<W: Wire>(
     stop: CancellationToken,
 ) -> Result<(), MqttError> {
     let mut station = Station::<W>::new(options, admission);
-    let mut turn = pin!(station.link(Duration::ZERO).turn());
+    let outbox = Arc::clone(&station.outbox);
+    let mut connection = pin!(station.connection(Duration::ZERO));
     let mut timer = pin!(sleep(Duration::ZERO));
     let mut append: Option<Append> = None;
     loop {
@@ -62,8 +65,8 @@ pub(super) async fn serve<W: Wire>(
         if append.is_none() {
             append = station.submit(now);
         }
-        if let Some(delay) = station.reconnect_in() {
-            turn.set(station.link(delay).turn());
+        if let Some(delay) = station.reconnect_in(now) {
+            connection.set(station.connection(delay));
         }
         if station.is_done(append.is_some(), now) {
             return Ok(());
@@ -83,9 +86,12 @@ pub(super) async fn serve<W: Wire>(
                 }
             }
             () = &mut timer, if wake.is_some() => {}
-            mut link = &mut turn => {
-                station.hear(&mut link);
-                turn.set(link.turn());
+            failure = listen(connection.as_mut(), &outbox) => {
+                station.hear();
+                if let Some(failure) = failure {
+                    let delay = station.fail(&failure);
+                    connection.set(station.connection(delay));
+                }
             }
         }
     }
@@ -146,6 +152,11 @@ struct Station<W: Wire> {
     admission: Admission,
     notices: Notices,
     subscriptions: Subscriptions,
+    outbox: Arc<Outbox<W::Requests>>,
+    /// Memory of what was heard, for the next time.
+    heard: Vec<Heard>,
+    /// PUBREL for an unknown packet id was seen or is to be expected.
+    accept_every_release: bool,
     book: Book,
     /// The load that gathers.
     batch: Batch,
@@ -156,6 +167,7 @@ struct Station<W: Wire> {
     /// The connection, once CONNACK came.
     requests: Option<W::Requests>,
     connected: Option<Instant>,
+    watch: Watch,
     reconnect: Backoff,
     refused: Backoff,
     /// Set when the connection must be made anew although it works.
@@ -167,6 +179,13 @@ struct Station<W: Wire> {
     /// Set when stopping.
     stop_by: Option<Instant>,
     goodbye: Goodbye,
+}
+
+/// Looks after a connection that gives no sign of life: the client hangs in a write to a broker that does not read.
+#[derive(Debug, Clone, Copy)]
+struct Watch {
+    until: Instant,
+    signs: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,6 +200,9 @@ impl<W: Wire> Station<W> {
         admission.stats().mqtt.set(LinkState::Down);
         Self {
             subscriptions: Subscriptions::new(&options.topics, options.qos),
+            outbox: Arc::new(Outbox::new()),
+            heard: Vec::new(),
+            accept_every_release: options.qos == Qos::ExactlyOnce,
             options: Arc::new(options),
             admission,
             notices: Notices::new(),
@@ -191,6 +213,7 @@ impl<W: Wire> Station<W> {
             submitted: None,
             requests: None,
             connected: None,
+            watch: Watch { until: Instant::now(), signs: 0 },
             reconnect: Backoff::new(RECONNECT_FIRST, RECONNECT_MAX),
             refused: Backoff::new(REFUSED_FIRST, REFUSED_MAX),
             reconnect_in: None,
@@ -201,8 +224,13 @@ impl<W: Wire> Station<W> {
         }
     }
 
-    fn link(&self, delay: Duration) -> Link<W> {
-        Link::new(Arc::clone(&self.options), packet_bytes_max(self.admission.event_bytes_max()), delay)
+    fn connection(&self, delay: Duration) -> impl Future<Output = Failure> + Send + use<W> {
+        let setup = Setup {
+            delay,
+            packet_bytes_max: packet_bytes_max(self.admission.event_bytes_max()),
+            accept_every_release: self.accept_every_release,
+        };
+        connection::<W>(Arc::clone(&self.options), setup, Arc::clone(&self.outbox))
     }
 
     fn stats(&self) -> &Stats {
@@ -211,31 +239,27 @@ impl<W: Wire> Station<W> {
 
     // ---- what the link says -------------------------------------------------------------------------------------
 
-    fn hear(&mut self, link: &mut Link<W>) {
-        let mut all = std::mem::take(&mut link.heard);
+    fn hear(&mut self) {
+        let mut all = std::mem::take(&mut self.heard);
+        self.outbox.take(&mut all);
         for heard in all.drain(..) {
             match heard {
                 Heard::Publish(publish) => self.take(&publish),
                 Heard::Answered => self.book.written(),
                 Heard::Released(pkid) => self.book.release(pkid),
-                Heard::Connected { session } => {
-                    self.requests = link.requests.take();
-                    self.connect(session);
-                }
+                Heard::Connected { session } => self.connect(session),
                 Heard::Granted(granted) => self.granted(granted),
                 Heard::Goodbye => self.goodbye = Goodbye::Said,
-                Heard::Down(failure) => {
-                    let delay = self.fail(&failure);
-                    link.connect_after(delay);
-                }
             }
         }
-        link.heard = all;
+        self.heard = all;
     }
 
     fn connect(&mut self, session: bool) {
         let now = Instant::now();
+        self.requests = self.outbox.take_requests();
         self.connected = Some(now);
+        self.watch = Watch { until: now + self.silence_max(), signs: self.outbox.signs() };
         self.told = None;
         if !session {
             self.book.start_anew();
@@ -243,7 +267,7 @@ impl<W: Wire> Station<W> {
         self.subscriptions.connected(session, now);
         if self.stats().mqtt.set(LinkState::Up) {
             let Options { host, port, client_id, .. } = &*self.options;
-            info!(host, port, client_id, session, "MQTT broker connected");
+            info!(host, port, client_id, session, "MQTT link up");
         }
     }
 
@@ -253,6 +277,7 @@ impl<W: Wire> Station<W> {
             self.reconnect.reset();
             self.refused.reset();
         }
+        self.accept_every_release |= failure.kind == FailureKind::UnknownRelease;
         self.disconnected();
         let was_up = self.stats().mqtt.set(LinkState::Down);
         if self.goodbye == Goodbye::Said {
@@ -476,23 +501,43 @@ impl<W: Wire> Station<W> {
     }
 
     /// Whether, and after which wait, the connection must be made anew by us.
-    fn reconnect_in(&mut self) -> Option<Duration> {
+    fn reconnect_in(&mut self, now: Instant) -> Option<Duration> {
         let caught_up =
             self.skipping && self.stop_by.is_none() && self.requests.is_some() && self.book.len() == 0;
         if caught_up {
             debug!("the buffer caught up: reconnecting, so that the broker delivers what was left with it");
             self.reconnect_in = Some(RECONNECT_FIRST);
         }
+        if self.is_silent(now) {
+            let what = "the broker does not take what is sent".into();
+            self.reconnect_in = Some(self.fail(&Failure { kind: FailureKind::Link, what }));
+        }
         let delay = self.reconnect_in.take()?;
         self.disconnected();
         Some(delay)
+    }
+
+    /// The client wakes once per keep-alive by itself.
+    fn silence_max(&self) -> Duration {
+        self.options.keep_alive * 2 + CONNECT_TIMEOUT
+    }
+
+    fn is_silent(&mut self, now: Instant) -> bool {
+        if self.connected.is_none() || now < self.watch.until {
+            return false;
+        }
+        let signs = self.outbox.signs();
+        let silent = signs == self.watch.signs;
+        self.watch = Watch { until: now + self.silence_max(), signs };
+        silent
     }
 
     // ---- time ---------------------------------------------------------------------------------------------------
 
     fn wake_at(&self, appending: bool, now: Instant) -> Option<Instant> {
         let due = if appending { None } else { self.due_at(now) };
-        [due, self.subscriptions.due_at(), self.stop_by].into_iter().flatten().min()
+        let watch = self.connected.map(|_| self.watch.until);
+        [due, self.subscriptions.due_at(), self.stop_by, watch].into_iter().flatten().min()
     }
 
     fn stop(&mut self) {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -102,6 +102,16 @@ pub(crate) fn create_topic_named(brokers: &str, name: &str, partitions: i32, set
         let ready = shown.iter().filter(|partition| partition.leader() >= 0).count();
         (i32::try_from(ready) == Ok(partitions)).then_some(())
     });
+}
+
+/// Changes a setting of a topic.
+pub(crate) fn alter_topic(brokers: &str, name: &str, key: &str, value: &str) {
+    let admin: AdminClient<DefaultClientContext> = client(brokers).create().expect("an admin client");
+    let change = AlterConfig::new(ResourceSpecifier::Topic(name)).set(key, value);
+    let results = block_on(admin.alter_configs([&change], &AdminOptions::new())).expect("the broker answers");
+    for result in results {
+        result.expect("the topic is changed");
+    }
 }
 
 /// Reads `topic` from the beginning until `is_enough` says so of what has been read, in reading order.

@@ -361,7 +361,7 @@ struct Work {
 
 impl Work {
     fn run(mut self) {
-        while !self.is_abandoned() && !(self.again.is_empty() && self.is_finished()) {
+        while !(self.is_abandoned() || self.again.is_empty() && self.is_finished()) {
             let connected = within(Duration::from_millis(200), || Publisher::try_connect(&self.url).ok());
             let Some(mut publisher) = connected else { continue };
             publisher.window = self.beat.window;

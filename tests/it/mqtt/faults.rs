@@ -13,7 +13,7 @@ use crate::harness::wait::{USUAL, eventually};
 
 const BACKLOG: Duration = Duration::from_secs(60);
 const DOWN: &str = "MQTT link down";
-const UP: &str = "MQTT broker connected";
+const UP: &str = "MQTT link up";
 
 /// Publishes events `range` of source `s`, and waits until the tap has seen them go to the agent.
 #[track_caller]
