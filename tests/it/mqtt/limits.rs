@@ -1,7 +1,5 @@
 //! What cannot become an event, and what is too much at once.
 
-use std::time::Duration;
-
 use super::Bed;
 use crate::harness::kafka::{consume_count, read_all};
 use crate::harness::mqtt::{Publisher, kind, payload_of};
@@ -41,19 +39,16 @@ fn bad_publishes_hold_up_nobody(protocol: u8, qos: u8) {
     let large = "x".repeat(5000);
     let huge = "x".repeat(100_000);
     let long_name = bed.topic_of(&format!("probe/{}/reading", "n".repeat(2000)));
+    // With the reason in the log, where it is the first of its kind: one line a minute each.
     let bad = [
-        (bed.topic_of("old/reading"), "1", "matches no template"),
-        (bed.topic_of("loose/reading"), "1", "`source_type` is neither captured"),
-        (
-            bed.topic_of("loose/reading"),
-            r#"{"source_type":"s","payload":1}"#,
-            "`source_id` is neither captured",
-        ),
-        (bed.topic_of("probe//reading"), "1", "source_id"),
-        (long_name, "1", "source_id"),
-        (good.clone(), r#"{"id":"e","payload_base64":"-"}"#, "not standard base64"),
-        (good.clone(), large.as_str(), "limits.max_event_bytes allows 2048"),
-        (good.clone(), huge.as_str(), "limits.max_event_bytes allows 2048"),
+        (bed.topic_of("old/reading"), "1", Some("matches no template")),
+        (bed.topic_of("loose/reading"), "1", Some("`source_type` is neither captured")),
+        (bed.topic_of("loose/reading"), r#"{"source_type":"s","payload":1}"#, None),
+        (bed.topic_of("probe//reading"), "1", Some("`source_id` is empty")),
+        (long_name, "1", None),
+        (good.clone(), r#"{"id":"e","payload_base64":"-"}"#, Some("not standard base64")),
+        (good.clone(), large.as_str(), Some("limits.max_event_bytes allows 2048")),
+        (good.clone(), huge.as_str(), None),
     ];
     sensor.publish(1, &good, "0");
     for (number, (topic, payload, _)) in bad.iter().enumerate() {
@@ -71,11 +66,11 @@ fn bad_publishes_hold_up_nobody(protocol: u8, qos: u8) {
     bed.tap.assert_answers_belong();
     let log = bed.agent.log();
     let told: Vec<_> = log.iter().filter(|line| line.contains(DROPPED)).collect();
-    for (_, _, reason) in &bad {
-        assert!(told.iter().any(|line| line.contains(reason)), "{reason} in {told:#?}");
+    let reasons: Vec<&str> = bad.iter().filter_map(|(_, _, reason)| *reason).collect();
+    assert_eq!(told.len(), reasons.len(), "{told:#?}");
+    for (line, reason) in told.iter().zip(reasons) {
+        assert!(line.contains(reason), "{reason} in {line}");
     }
-    // One line a minute for each kind: no template, missing, invalid, base64, too large.
-    assert_eq!(told.len(), 5, "{told:#?}");
     let status = bed.last_status();
     assert!(
         status.contains(&format!("(mqtt {}, unix 0), refused {},", bad.len() + 1, bad.len())),
@@ -143,26 +138,22 @@ fn a_packet_above_the_limit_is_explained_over_mqtt_3_1_1() {
     assert_eq!(bed.agent.log_count("too large"), 0);
 }
 
+/// While nothing is answered. Mosquitto 2.0 sends more once answers come several in one read.
 #[test]
 fn receive_maximum_bounds_what_is_unanswered() {
     let bed = Bed::shared(|config| {
         config.set("mqtt.receive_maximum", 10);
     });
+    bed.tap.hold(Way::ToBroker);
     let mut sensor = Publisher::connect(&Shared::get().mqtt);
-    for n in 0..2000 {
+    for n in 0..500 {
         sensor.send(1, &bed.topic_of("probe/s/reading"), payload_of("s", n, "").as_bytes(), n).unwrap();
     }
     sensor.settle();
-    bed.arrived(&[("s".to_owned(), 2000)].into(), Duration::from_secs(60));
+    bed.tap.wait_count(Way::ToBroker, kind::PUBACK, 10, USUAL);
+    assert_eq!(bed.tap.count(Way::ToAgent, kind::PUBLISH), 10);
+    bed.tap.pass(Way::ToBroker);
+    bed.arrived(&[("s".to_owned(), 500)].into(), USUAL);
     bed.tap.assert_answers_belong();
-    let (mut open, mut most) = (0_i32, 0);
-    for seen in bed.tap.seen() {
-        match (seen.way, seen.kind) {
-            (Way::ToAgent, kind::PUBLISH) => open += 1,
-            (Way::ToBroker, kind::PUBACK) => open -= 1,
-            _ => {}
-        }
-        most = most.max(open);
-    }
-    assert!((5..=10).contains(&most), "{most} unanswered at once");
+    assert_eq!(bed.tap.connections(), 1);
 }
