@@ -243,7 +243,8 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 fn store_error(error: &sled::Error) -> StoreError {
     match error {
-        sled::Error::Io(e) if is_no_space(e) => StoreError::NoSpace(e.to_string()),
+        // sled keeps the kind and puts the rest into its own debugging text.
+        sled::Error::Io(e) if is_no_space(e) => StoreError::NoSpace(e.kind().to_string()),
         sled::Error::Io(e) => StoreError::Io(e.to_string()),
         other => StoreError::Damaged(other.to_string()),
     }

@@ -253,3 +253,38 @@ fn what_kafka_refuses_waits_and_is_explained() {
     eprintln!("refused events: {} records, {} kept by position", records.len(), kept.len());
     assert_whole_and_in_order(&kept, &acked);
 }
+
+/// The same while other sources go on: what was behind the refused event and reached Kafka before it must not make a
+/// consumer that goes by positions drop it later.
+#[test]
+fn an_event_that_is_refused_under_load_is_not_lost_to_consumers_by_position() {
+    let kafka = &Shared::get().kafka;
+    let topic = unique("small");
+    create_topic_named(kafka, &topic, 2, &[("max.message.bytes", "20000")]);
+    let mut agent = Agent::start(|config| {
+        config.shared_kafka(&topic);
+        // Many small batches in flight.
+        config.set("kafka.properties", serde_json::json!({"batch.size": 10_000}));
+    });
+    let producers = start_producers(&agent, 4, Pace { rate: Some(800), ..Pace::default() });
+    let reader = Consumer::start(kafka, &topic);
+    reader.wait_count(500, USUAL);
+    let big = unique("big");
+    let mut client = agent.unix();
+    client.send_line(&line_of(&big, 0, 40_000));
+    client.wait_ack(1, USUAL);
+    agent.wait_log("Kafka rejects an event", USUAL);
+    pass(Duration::from_secs(3));
+    alter_topic(kafka, &topic, "max.message.bytes", "1000000");
+    let mut acked = finish(producers);
+    acked.insert(big, 1);
+    eventually("everything is in Kafka", Duration::from_secs(90), || {
+        let found = first_occurrences(&stored(&reader.records()));
+        (found.values().map(|numbers| numbers.len() as u64).sum::<u64>() >= total(&acked)).then_some(())
+    });
+    assert_eq!(agent.stop().code(), Some(0));
+    let records = read_all(kafka, &topic);
+    let kept = kept_by_position(&records);
+    eprintln!("refused under load: {} events, {} records, {} kept", total(&acked), records.len(), kept.len());
+    assert_whole_and_in_order(&kept, &acked);
+}

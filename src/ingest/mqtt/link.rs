@@ -52,8 +52,6 @@ pub(super) enum Heard {
     Granted(Vec<Granted>),
     /// A PUBACK or PUBREC was written.
     Answered,
-    /// DISCONNECT was written.
-    Goodbye,
 }
 
 /// Why a link is down.
@@ -105,7 +103,7 @@ pub(super) trait Requests: Send {
     fn answer(&mut self, pkid: u16, twice: bool) -> bool;
     /// SUBSCRIBE to all of `filters` in one packet.
     fn subscribe(&mut self, filters: Vec<String>, qos: Qos) -> bool;
-    /// DISCONNECT, keeping the session.
+    /// DISCONNECT, keeping the session; the broker closes the connection when it has read everything before it.
     fn disconnect(&mut self) -> bool;
 }
 
