@@ -43,6 +43,12 @@ pub(super) const GROWTH: u64 = 3;
 /// than a tenth of it.
 const DRAINED_BYTES_MAX: u64 = 1024 * 1024;
 
+/// The largest batch that a buffer of `bytes_max` takes for certain once it is drained. A larger one could wait for
+/// ever.
+pub(super) fn batch_bytes_max(bytes_max: u64) -> u64 {
+    bytes_max.saturating_sub(DRAINED_BYTES_MAX + GENERATION_COST_BYTES) / GROWTH
+}
+
 /// Most events in one block: its count has 16 bits.
 const BLOCK_EVENTS_MAX: u16 = u16::MAX;
 
