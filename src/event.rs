@@ -211,97 +211,6 @@ fn timestamp(text: &str) -> Result<&str, InvalidEvent> {
     parsed.then_some(text).ok_or(InvalidEvent::Timestamp)
 }
 
-/// The light message to Redis: three fields and the channel they go to. Nothing of the payload.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ping {
-    /// Where it is published.
-    pub channel: String,
-    /// `{"id":…,"type":…,"source_id":…}`, encoded.
-    pub message: String,
-}
-
-/// The Redis channel of an event, for example `events:{source_type}:{source_id}`. Placeholders: `{type}`,
-/// `{source_type}`, `{source_id}`; anything else in braces is refused, and so is `{id}`: a channel per event would
-/// leave nobody listening.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChannelTemplate(Vec<ChannelPart>);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum ChannelPart {
-    Text(String),
-    Kind,
-    SourceType,
-    SourceId,
-}
-
-/// A template that names no placeholder known here. The message says what is allowed.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{what}; allowed placeholders are {{type}}, {{source_type}}, {{source_id}}")]
-pub struct ChannelTemplateError {
-    what: String,
-}
-
-impl ChannelTemplate {
-    /// Parses a template.
-    ///
-    /// # Errors
-    /// An unknown placeholder, an unclosed brace, or an empty template: a configuration error.
-    pub fn parse(template: &str) -> Result<Self, ChannelTemplateError> {
-        let error = |what: String| ChannelTemplateError { what };
-        if template.is_empty() {
-            return Err(error("the template is empty".into()));
-        }
-        let mut parts = Vec::new();
-        let mut rest = template;
-        while let Some((text, tail)) = rest.split_once('{') {
-            let (placeholder, tail) =
-                tail.split_once('}').ok_or_else(|| error(format!("`{{{tail}` has no closing brace")))?;
-            if !text.is_empty() {
-                parts.push(ChannelPart::Text(text.to_owned()));
-            }
-            parts.push(match placeholder {
-                "type" => ChannelPart::Kind,
-                "source_type" => ChannelPart::SourceType,
-                "source_id" => ChannelPart::SourceId,
-                other => return Err(error(format!("`{{{other}}}` is not known"))),
-            });
-            rest = tail;
-        }
-        if !rest.is_empty() {
-            parts.push(ChannelPart::Text(rest.to_owned()));
-        }
-        Ok(Self(parts))
-    }
-
-    /// The channel of `event`.
-    pub fn channel(&self, event: &Event<'_>) -> String {
-        self.0
-            .iter()
-            .map(|part| match part {
-                ChannelPart::Text(text) => text.as_str(),
-                ChannelPart::Kind => event.kind,
-                ChannelPart::SourceType => event.source_type,
-                ChannelPart::SourceId => event.source_id,
-            })
-            .collect()
-    }
-
-    /// The ping of `event`: exactly `id`, `type` and `source_id`.
-    pub fn ping(&self, event: &Event<'_>) -> Ping {
-        #[derive(Serialize)]
-        struct Message<'a> {
-            id: &'a str,
-            #[serde(rename = "type")]
-            kind: &'a str,
-            source_id: &'a str,
-        }
-        let mut space = [0; uuid::fmt::Hyphenated::LENGTH];
-        let message = Message { id: event.id.text(&mut space), kind: event.kind, source_id: event.source_id };
-        // Three strings always encode; an empty message would only be a useless ping.
-        Ping { channel: self.channel(event), message: serde_json::to_string(&message).unwrap_or_default() }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,23 +246,6 @@ mod tests {
         let mut space = [0; 36];
         let id = Uuid::parse_str(event.id.text(&mut space)).unwrap();
         assert_eq!(id.get_version_num(), 7);
-    }
-
-    #[test]
-    fn a_ping_is_three_fields_on_the_events_channel() {
-        let draft = Draft { id: Some("e \"1\"".into()), ..draft() };
-        let event = draft.stamped(STAMP).unwrap();
-        let ping = ChannelTemplate::parse("events:{source_type}:{source_id}").unwrap().ping(&event);
-        assert_eq!(ping.channel, "events:thermometer:t-1");
-        assert_eq!(ping.message, r#"{"id":"e \"1\"","type":"reading","source_id":"t-1"}"#);
-        assert_eq!(ChannelTemplate::parse("all.{type}.x").unwrap().channel(&event), "all.reading.x");
-    }
-
-    #[test]
-    fn channel_templates_are_checked() {
-        for bad in ["", "events:{id}", "events:{source_id", "{}"] {
-            assert!(ChannelTemplate::parse(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

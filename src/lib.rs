@@ -10,13 +10,17 @@
 //!
 //! The one idea: a record is either in the buffer, durable, or it is not ours yet. Read ARCHITECTURE.md next.
 
+pub mod agent;
 pub mod backoff;
 pub mod buffer;
+pub mod cli;
+pub mod config;
 pub mod drain;
 pub mod error;
 pub mod event;
 pub mod ingest;
 pub mod log;
+pub mod ping;
 pub mod secret;
 pub mod sink;
 pub mod stats;

@@ -20,6 +20,22 @@ impl Counter {
     }
 }
 
+/// A number that goes up and down; 0 stands for "none".
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Sets the value.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// What a stage knows about its peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -88,6 +104,10 @@ pub struct Stats {
     pub kafka_out: Counter,
     /// Events given up under `delivery = "at_most_once"` because Kafka refused them.
     pub kafka_lost: Counter,
+    /// When the oldest event that Kafka has not confirmed was taken, microseconds since boot.
+    pub oldest_boot_us: Gauge,
+    /// Times that the drain had to go back and send again.
+    pub kafka_rewinds: Counter,
     /// Pings handed to Redis and answered.
     pub pings_out: Counter,
     /// Pings dropped: queue full, link down, or no answer in time.

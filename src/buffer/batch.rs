@@ -55,6 +55,16 @@ impl Batch {
         starts.zip(&self.ends).filter_map(|(start, &end)| self.bytes.get(start..end))
     }
 
+    /// The encoded events from the `at`th on that together stay within `bytes_max` and `count_max`, at least one;
+    /// `None` behind the last.
+    pub(super) fn run(&self, at: usize, bytes_max: usize, count_max: u16) -> Option<(&[u8], u16)> {
+        let start = at.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
+        let ends = self.ends.get(at..)?.iter().copied().zip(1..=count_max);
+        let mut fitting = ends.take_while(|&(end, count)| count == 1 || end - start <= bytes_max);
+        let (end, count) = fitting.by_ref().last()?;
+        Some((self.bytes.get(start..end)?, count))
+    }
+
     /// The events one by one, decoded without copying.
     pub fn events(&self) -> impl Iterator<Item = Event<'_>> {
         self.encoded().filter_map(|bytes| postcard::from_bytes(bytes).ok())

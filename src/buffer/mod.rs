@@ -7,17 +7,56 @@
 //!
 //! It knows nothing of MQTT, Kafka, Redis or the configuration file.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
+use tokio::sync::{Semaphore, oneshot, watch};
+use uuid::Uuid;
 
 use crate::error::Class;
 use crate::event::Seq;
 
 mod batch;
+pub mod block;
+mod generations;
+mod identity;
+pub mod probe;
+mod run;
+mod sled;
+pub mod store;
+mod writer;
+
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod memory;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
 
 pub use batch::Batch;
+pub use generations::Figures;
+pub use run::Run;
+
+use generations::Generations;
+use store::{Shelf, StoreError};
+use writer::{Append, Command, Writer};
+
+/// Most appends waiting for the writer; their bytes have a limit of their own. Ten thousand small waiters share one
+/// sync as well as a thousand, so this only bounds bookkeeping.
+const QUEUE_APPENDS_MAX: usize = 1024;
+
+/// Places in the command queue beyond the appends: one read and one commit of the drain, and the close.
+const QUEUE_OTHERS_MAX: usize = 16;
+
+/// How much longer than its deadline an append waits for the writer to say what became of it.
+const ANSWER_GRACE: Duration = Duration::from_millis(500);
 
 /// What to do with an append that does not fit below `bytes_max`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +80,6 @@ pub struct Options {
     pub commit_interval: Duration,
     /// Most bytes of encoded events waiting for the writer.
     pub queue_bytes_max: usize,
-    /// Largest encoded event in bytes.
-    pub event_bytes_max: usize,
 }
 
 /// How long an append may wait for room and for the disk.
@@ -102,11 +139,213 @@ impl AppendError {
     }
 }
 
-/// The handle: clone it for every stage. The buffer closes when [`Buffer::close`] was called or the last handle is gone.
+/// Why the buffer cannot be opened.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another process owns the directory. Stop it, or give this agent a directory of its own.
+    #[error("{} is in use by process {}", dir.display(), owner.map_or("(unknown)".into(), |pid| pid.to_string()))]
+    Locked {
+        /// The buffer's directory.
+        dir: PathBuf,
+        /// The owner's process id, if its lock file tells.
+        owner: Option<u32>,
+    },
+    /// A later version wrote the directory. Install that version again, or move the directory away.
+    #[error("{} has layout version {format}, which this agent does not know; it was not touched", dir.display())]
+    Newer {
+        /// The buffer's directory.
+        dir: PathBuf,
+        /// Its layout version.
+        format: u32,
+    },
+    /// The directory or a file in it cannot be made, read or written.
+    #[error("{0}")]
+    Io(String),
+    /// A generation cannot be opened or made now, for another reason than damage.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl OpenError {
+    fn io(path: &Path, error: &std::io::Error) -> Self {
+        Self::Io(format!("{}: {error}", path.display()))
+    }
+
+    /// The caller's reaction: the agent cannot run without its buffer.
+    pub fn class(&self) -> Class {
+        Class::Fatal
+    }
+}
+
+/// Why a read or a commit has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The disk cannot be read now: wait and ask again.
+    #[error("the buffer cannot be read: {0}")]
+    Storage(String),
+    /// The buffer is closed.
+    #[error("the buffer is closed")]
+    Closed,
+}
+
+impl ReadError {
+    /// The caller's reaction.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Storage(_) => Class::Retry,
+            Self::Closed => Class::Fatal,
+        }
+    }
+}
+
+/// How the writer thread ended. Class: fatal.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CloseError {
+    /// The last sync failed: what was acknowledged is safe, the cursor may be late and some events go out again.
+    #[error("the buffer could not be closed in order: {0}")]
+    Storage(#[from] StoreError),
+    /// The thread panicked; the log has the message.
+    #[error("the buffer's writer died")]
+    Died,
+}
+
+/// What identifies the events of this buffer: see `identity`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    /// UUID made with the directory.
+    pub id: Uuid,
+    /// How often it was opened, this time included.
+    pub epoch: u32,
+}
+
+/// The handle: clone it for every stage. [`Buffer::close`] ends the writer.
 #[derive(Debug, Clone)]
-pub struct Buffer {}
+pub struct Buffer {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    commands: SyncSender<Command>,
+    /// Bytes that may still be queued. One semaphore for bytes and count (see [`Buffer::cost`]), because it is served
+    /// first come, first served: that keeps appends in the order in which they were first polled.
+    room: Arc<Semaphore>,
+    queue_bytes_max: usize,
+    log: Log,
+    published: Arc<Published>,
+}
+
+/// What the writer shows to the handles.
+#[derive(Debug)]
+struct Published {
+    durable: watch::Sender<Seq>,
+    figures: Mutex<Figures>,
+    is_full: AtomicBool,
+    cursor_asked: AtomicU64,
+    is_commit_queued: AtomicBool,
+}
+
+/// The writer thread; to be awaited beside the stages.
+#[derive(Debug)]
+pub struct WriterThread {
+    thread: JoinHandle<Result<(), StoreError>>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl WriterThread {
+    /// Returns when the writer has ended: after [`Buffer::close`], or because it died.
+    ///
+    /// # Errors
+    /// See [`CloseError`].
+    ///
+    /// Cancel safe: no, it owns the thread.
+    pub async fn ended(self) -> Result<(), CloseError> {
+        // Both an answer and a dropped sender mean that the thread is at its end, so that the join does not block.
+        let _ = self.ended.await;
+        self.thread.join().map_err(|_| CloseError::Died)?.map_err(CloseError::from)
+    }
+}
 
 impl Buffer {
+    /// Opens or makes the buffer and starts its writer. Blocks for the time of the recovery.
+    ///
+    /// # Errors
+    /// [`OpenError`]: the agent cannot start; nothing was lost.
+    pub fn open(options: &Options, boot: [u8; 16]) -> Result<(Self, WriterThread), OpenError> {
+        let dir = &options.dir;
+        std::fs::create_dir_all(dir).map_err(|e| OpenError::io(dir, &e))?;
+        let lock = identity::Lock::take(dir)?;
+        Self::open_on(sled::SledShelf::new(dir.clone()), options, boot, lock)
+    }
+
+    fn open_on<H: Shelf + 'static>(
+        shelf: H,
+        options: &Options,
+        boot: [u8; 16],
+        lock: identity::Lock,
+    ) -> Result<(Self, WriterThread), OpenError> {
+        let identity = identity::Identity::open(&options.dir)?;
+        let high_water = identity::HighWater::open(&options.dir)?;
+        let log = Log { id: identity.log(), epoch: identity.epoch() };
+        let generations = Generations::open(shelf, identity, high_water, boot, options.bytes_max)?;
+        let figures = generations.figures();
+        let (commands, received) = sync_channel(QUEUE_APPENDS_MAX + QUEUE_OTHERS_MAX);
+        let published = Arc::new(Published {
+            durable: watch::Sender::new(figures.durable),
+            figures: Mutex::new(figures),
+            is_full: AtomicBool::new(false),
+            cursor_asked: AtomicU64::new(figures.cursor.0),
+            is_commit_queued: AtomicBool::new(false),
+        });
+        let writer = Writer::new(
+            generations,
+            received,
+            Arc::clone(&published),
+            options.when_full,
+            options.commit_interval,
+        );
+        let (end, ended) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("buffer-writer".into())
+            .spawn(move || {
+                let _end: oneshot::Sender<()> = end;
+                let _lock = lock;
+                writer.run()
+            })
+            .map_err(|e| OpenError::Io(format!("cannot start the writer thread: {e}")))?;
+        let inner = Inner {
+            commands,
+            room: Arc::new(Semaphore::new(options.queue_bytes_max)),
+            queue_bytes_max: options.queue_bytes_max,
+            log,
+            published,
+        };
+        Ok((Self { inner: Arc::new(inner) }, WriterThread { thread, ended }))
+    }
+
+    /// What identifies the events of this buffer.
+    pub fn log(&self) -> Log {
+        self.inner.log
+    }
+
+    /// The numbers after the last commit.
+    pub fn figures(&self) -> Figures {
+        *self.inner.published.figures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an append was held back or refused for want of room and nothing was freed since.
+    pub fn is_full(&self) -> bool {
+        self.inner.published.is_full.load(Ordering::Relaxed)
+    }
+
+    /// The last durable position, and word whenever it grows.
+    pub fn durable(&self) -> watch::Receiver<Seq> {
+        self.inner.published.durable.subscribe()
+    }
+
     /// Appends `batch` behind everything accepted before it and returns when it is durable.
     ///
     /// # Errors
@@ -114,7 +353,100 @@ impl Buffer {
     ///
     /// Cancel safe: no. Dropping the future after the writer took the batch leaves it stored without an answer.
     pub async fn append(&self, batch: Batch, wait: Wait) -> Result<Appended, Refused> {
-        let _ = (batch, wait);
-        std::future::pending().await
+        let deadline = match wait {
+            Wait::AtMost(time) => Some(Instant::now() + time),
+            Wait::Forever => None,
+        };
+        let room = Arc::clone(&self.inner.room).acquire_many_owned(self.cost(batch.bytes()));
+        let permit = match within(deadline, room).await {
+            Some(Ok(permit)) => permit,
+            Some(Err(_)) => return Err(Refused { reason: AppendError::Closed, batch: Some(batch) }),
+            None => {
+                let reason = if self.is_full() { AppendError::Full } else { AppendError::TimedOut };
+                return Err(Refused { reason, batch: Some(batch) });
+            }
+        };
+        let (reply, answer) = oneshot::channel();
+        let append = Append { batch, deadline, reply, permit };
+        if let Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) =
+            self.inner.commands.try_send(Command::Append(append))
+        {
+            // The permit keeps the queue from being full, so the writer is gone.
+            let batch = if let Command::Append(append) = command { Some(append.batch) } else { None };
+            return Err(Refused { reason: AppendError::Closed, batch });
+        }
+        match within(deadline.map(|d| d + ANSWER_GRACE), answer).await {
+            Some(Ok(result)) => result,
+            Some(Err(_)) => Err(Refused { reason: AppendError::Closed, batch: None }),
+            None => Err(Refused { reason: AppendError::TimedOut, batch: None }),
+        }
+    }
+
+    /// What an append of `bytes` takes of the queue. The least cost bounds the number of appends.
+    fn cost(&self, bytes: usize) -> u32 {
+        let bytes_max = self.inner.queue_bytes_max;
+        let least = bytes_max.div_ceil(QUEUE_APPENDS_MAX);
+        u32::try_from(bytes.clamp(least, bytes_max)).unwrap_or(u32::MAX)
+    }
+
+    /// Reads durable events behind `after` into `run`: whole blocks, at least one, up to about `bytes_max`. Empty
+    /// when there is none yet (wait for [`Buffer::durable`]). Go on from [`Run::end`].
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    ///
+    /// Cancel safe: yes, only `run`'s memory is lost.
+    pub async fn read(&self, after: Seq, bytes_max: usize, run: Run) -> Result<Run, ReadError> {
+        self.ask(|reply| Command::Read { after, bytes_max, run, reply }).await?
+    }
+
+    /// Lets everything up to `seq` be forgotten, with the next sync. Does not wait, never fails: a later call or
+    /// [`Buffer::close`] makes up for one that was lost.
+    pub fn commit(&self, seq: Seq) {
+        let published = &self.inner.published;
+        published.cursor_asked.fetch_max(seq.0, Ordering::AcqRel);
+        if !published.is_commit_queued.swap(true, Ordering::AcqRel)
+            && self.inner.commands.try_send(Command::Commit { reply: None }).is_err()
+        {
+            published.is_commit_queued.store(false, Ordering::Release);
+        }
+    }
+
+    /// As [`Buffer::commit`], and returns when that is durable.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    ///
+    /// Cancel safe: yes, the commit happens all the same.
+    pub async fn commit_durable(&self, seq: Seq) -> Result<(), ReadError> {
+        self.inner.published.cursor_asked.fetch_max(seq.0, Ordering::AcqRel);
+        self.ask(|reply| Command::Commit { reply: Some(reply) }).await?
+    }
+
+    /// Takes no more appends, finishes the accepted ones, syncs, and lets the directory go; [`WriterThread::ended`]
+    /// returns then.
+    ///
+    /// Cancel safe: yes, the writer closes all the same.
+    pub async fn close(&self) {
+        self.inner.room.close();
+        // An error means that the writer is closed already.
+        let _ = self.ask(|reply| Command::Close { reply }).await;
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, ReadError> {
+        let (reply, answer) = oneshot::channel();
+        match self.inner.commands.try_send(command(reply)) {
+            Ok(()) => answer.await.map_err(|_| ReadError::Closed),
+            Err(TrySendError::Full(_)) => Err(ReadError::Storage("the writer is not answering".into())),
+            Err(TrySendError::Disconnected(_)) => Err(ReadError::Closed),
+        }
+    }
+}
+
+/// `None`: the deadline came first.
+async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), future).await.ok(),
+        None => Some(future.await),
     }
 }

@@ -1,6 +1,56 @@
 //! From the buffer to Kafka: reads in order, hands over a bounded window, commits what was confirmed.
+//!
+//! The drain works in rounds: everything that became durable since the last one goes out together, then it waits
+//! for the next round, or, when there is nothing to do, for news. It is in one of three states:
+//!
+//! ```text
+//! Flowing ──a record is refused or the producer breaks──> Settling ──everything in flight is reported──> Waiting
+//!    ^                                                                                                      │
+//!    └──────────── the backoff is over: go on behind the cursor, one by one past what was refused ──────────┘
+//! ```
+//!
+//! At least once: the cursor is the last event up to which Kafka confirmed everything; it is committed to the buffer
+//! at most every 100 ms. At most once: the cursor is durable before an event is sent, and what Kafka
+//! refuses is counted and not sent again.
 
 use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+use crate::backoff::Backoff;
+use crate::buffer::{Buffer, ReadError, Run};
+use crate::error::Class;
+use crate::event::Seq;
+use crate::log::Limited;
+use crate::ping::Pings;
+use crate::sink::record::Formatter;
+use crate::sink::{Outcome, Producer, ProducerError, Report, SendError};
+use crate::stats::{LinkState, Stats};
+use window::Window;
+
+/// Shortest time between two commits of the cursor: what is sent again after a kill, against writes to flash.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Bytes of one read: a few milliseconds of work between two looks at the other tasks.
+const READ_BYTES: usize = 128 * 1024;
+
+/// Most events in flight, whatever their size; bookkeeping of about 100 bytes each.
+const WINDOW_EVENTS_MAX: usize = 16_384;
+
+/// Pause after a refusal, doubled up to the maximum while it goes on.
+const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// How often a refusal that goes on is said again.
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What a restart or an outage may do to an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,4 +68,436 @@ pub struct Options {
     pub delivery: Delivery,
     /// Time between two hand-overs to Kafka: latency against CPU.
     pub round_interval: Duration,
+    /// Most bytes of encoded events in flight.
+    pub window_bytes_max: usize,
+    /// How long it may go on after the stop: half of it sending, all of it waiting for confirmations.
+    pub stop_grace: Duration,
+}
+
+/// Why the drain ended early. Class: fatal, nothing durable is lost.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DrainError {
+    /// The buffer is gone.
+    #[error(transparent)]
+    Buffer(#[from] ReadError),
+    /// The producer cannot be made again.
+    #[error(transparent)]
+    Producer(#[from] ProducerError),
+}
+
+impl DrainError {
+    /// The caller's reaction.
+    pub fn class(&self) -> Class {
+        Class::Fatal
+    }
+}
+
+#[derive(Debug)]
+enum State {
+    Flowing,
+    Settling,
+    Waiting(Instant),
+}
+
+/// One limit per reason, so that none hides another.
+#[derive(Debug)]
+struct RefusalLogs {
+    rejected: Limited,
+    misconfigured: Limited,
+    failed: Limited,
+}
+
+impl Default for RefusalLogs {
+    fn default() -> Self {
+        let limited = || Limited::new(REFUSAL_LOG_INTERVAL);
+        Self { rejected: limited(), misconfigured: limited(), failed: limited() }
+    }
+}
+
+/// The stop: until when events are still sent, and until when confirmations are waited for.
+#[derive(Debug, Clone, Copy)]
+struct Stop {
+    send_until: Instant,
+    end: Instant,
+}
+
+/// The stage.
+#[derive(Debug)]
+pub struct Drain<P> {
+    buffer: Buffer,
+    durable: watch::Receiver<Seq>,
+    producer: P,
+    options: Options,
+    formatter: Formatter,
+    stats: std::sync::Arc<Stats>,
+    /// Set when pings wait for Kafka (`redis.ping_after = "delivered"`).
+    pings: Option<Pings>,
+    state: State,
+    window: Window,
+    reports: Vec<Report>,
+    run: Run,
+    /// Last event handed to the producer; everything up to here is in flight, confirmed or missing.
+    sent: Seq,
+    /// Everything up to here is confirmed.
+    cursor: Seq,
+    committed: Seq,
+    committed_at: Instant,
+    round_at: Instant,
+    /// Up to here events go out one by one: a refused one is among them.
+    singly_until: Seq,
+    backoff: Backoff,
+    refusal_logs: RefusalLogs,
+    stop: Option<Stop>,
+}
+
+impl<P: Producer> Drain<P> {
+    /// A drain that goes on where the buffer's cursor stands.
+    pub fn new(
+        buffer: Buffer,
+        producer: P,
+        options: Options,
+        formatter: Formatter,
+        stats: std::sync::Arc<Stats>,
+        pings: Option<Pings>,
+    ) -> Self {
+        let cursor = buffer.figures().cursor;
+        let now = Instant::now();
+        Self {
+            durable: buffer.durable(),
+            buffer,
+            producer,
+            options,
+            formatter,
+            stats,
+            pings,
+            state: State::Flowing,
+            window: Window::default(),
+            reports: Vec::new(),
+            run: Run::default(),
+            sent: cursor,
+            cursor,
+            committed: cursor,
+            committed_at: now,
+            round_at: now,
+            singly_until: Seq(0),
+            backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_MAX),
+            refusal_logs: RefusalLogs::default(),
+            stop: None,
+        }
+    }
+
+    /// Drains until `stop`, then for at most `stop_grace`, and commits what was confirmed.
+    ///
+    /// # Errors
+    /// [`DrainError`]: the agent has to stop.
+    ///
+    /// Cancel safe: no; dropped events in flight go out again after the next start.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), DrainError> {
+        loop {
+            let is_reported = self.collect();
+            self.commit_if_due();
+            let is_sent = match self.state {
+                State::Flowing => self.fill().await?,
+                State::Settling => self.settle()?,
+                State::Waiting(until) => {
+                    if until <= Instant::now() {
+                        self.state = State::Flowing;
+                    }
+                    matches!(self.state, State::Flowing)
+                }
+            };
+            if self.is_finished() {
+                break;
+            }
+            self.pause(is_sent || is_reported, &stop).await;
+        }
+        // Also when the last commit was asked for already: it may still be on its way.
+        self.buffer.commit_durable(self.cursor).await?;
+        self.say_unconfirmed();
+        self.producer.close(Duration::from_millis(500));
+        Ok(())
+    }
+
+    /// What the stop did not wait for any longer.
+    fn say_unconfirmed(&self) {
+        let events = self.window.open();
+        match self.options.delivery {
+            _ if events == 0 => {}
+            Delivery::AtLeastOnce => {
+                tracing::info!(
+                    events,
+                    "stopped before Kafka confirmed everything in flight; it goes out again"
+                );
+            }
+            Delivery::AtMostOnce => {
+                self.stats.kafka_lost.add(events as u64);
+                tracing::error!(
+                    events,
+                    "stopped before Kafka confirmed everything in flight; it is lost, as kafka.delivery = \"at_most_once\" has it"
+                );
+            }
+        }
+    }
+
+    /// Takes the reports in. Whether there were any.
+    fn collect(&mut self) -> bool {
+        let mut reports = std::mem::take(&mut self.reports);
+        self.producer.take_reports(&mut reports);
+        let is_reported = !reports.is_empty();
+        let mut delivered = 0;
+        for Report { tag, outcome } in reports.drain(..) {
+            match outcome {
+                Outcome::Delivered => {
+                    let Some(ping) = self.window.confirm(tag) else { continue };
+                    delivered += 1;
+                    if let (Some(pings), Some(ping)) = (&self.pings, ping) {
+                        pings.offer_made(ping);
+                    }
+                }
+                outcome => self.refused(tag, &outcome),
+            }
+        }
+        self.reports = reports;
+        if delivered > 0 {
+            self.stats.kafka_out.add(delivered);
+            if self.stats.kafka.set(LinkState::Up) {
+                tracing::info!("Kafka link up");
+            }
+        }
+        if let Some(last) = self.window.advance() {
+            self.cursor = last;
+            if last >= self.singly_until {
+                self.backoff.reset();
+            }
+        }
+        if self.window.is_empty() {
+            self.cursor = self.cursor.max(self.sent);
+        }
+        self.stats.oldest_boot_us.set(self.window.oldest_boot_us().unwrap_or(0));
+        if let (Some(reason), State::Flowing) = (self.producer.fatal(), &self.state) {
+            tracing::warn!(%reason, "the Kafka producer is broken and is made again");
+            self.state = State::Settling;
+        }
+        is_reported
+    }
+
+    /// A record was not delivered.
+    fn refused(&mut self, tag: usize, outcome: &Outcome) {
+        if self.options.delivery == Delivery::AtMostOnce {
+            if self.window.confirm(tag).is_some() {
+                self.stats.kafka_lost.add(1);
+                self.log_refusal(None, outcome);
+            }
+            return;
+        }
+        let Some(seq) = self.window.refuse(tag) else { return };
+        self.singly_until = self.singly_until.max(seq);
+        self.state = State::Settling;
+        self.log_refusal(Some(seq), outcome);
+    }
+
+    fn log_refusal(&self, seq: Option<Seq>, outcome: &Outcome) {
+        let limit = match outcome {
+            Outcome::Delivered => return,
+            Outcome::Rejected(_) => &self.refusal_logs.rejected,
+            Outcome::Misconfigured(_) => &self.refusal_logs.misconfigured,
+            Outcome::Failed(_) => &self.refusal_logs.failed,
+        };
+        let Some(suppressed) = limit.allow() else { return };
+        let seq = seq.map(|seq| seq.0);
+        match outcome {
+            Outcome::Delivered => {}
+            Outcome::Rejected(reason) => tracing::error!(
+                seq, %reason, suppressed,
+                "Kafka rejects an event; compare limits.max_event_bytes with the topic's max.message.bytes"
+            ),
+            Outcome::Misconfigured(reason) => tracing::error!(
+                seq, %reason, suppressed,
+                "Kafka refuses the topic; look at kafka.topic and the agent's rights, nothing is lost meanwhile"
+            ),
+            Outcome::Failed(reason) => {
+                tracing::warn!(seq, %reason, suppressed, "sending failed and is tried again")
+            }
+        }
+    }
+
+    /// Hands over what is durable, up to the window. Whether anything went out.
+    async fn fill(&mut self) -> Result<bool, DrainError> {
+        let mut is_sent = false;
+        while self.may_send() {
+            let needs_run = self.sent >= self.run.end();
+            if needs_run && (self.sent >= *self.durable.borrow_and_update() || !self.read().await?) {
+                break;
+            }
+            let before = self.sent;
+            let is_whole = self.send_run();
+            is_sent |= self.sent > before;
+            if !is_whole {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        if is_sent {
+            self.round_at = Instant::now();
+        }
+        Ok(is_sent)
+    }
+
+    /// Gets the next run. Whether there is one.
+    async fn read(&mut self) -> Result<bool, DrainError> {
+        let run = std::mem::take(&mut self.run);
+        match self.buffer.read(self.sent, READ_BYTES, run).await {
+            Ok(run) => self.run = run,
+            Err(error) if error.class() == Class::Retry => {
+                if let Some(suppressed) = self.refusal_logs.failed.allow() {
+                    tracing::error!(%error, suppressed, "waiting for the buffer");
+                }
+                self.state = State::Waiting(Instant::now() + self.backoff.delay());
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if self.options.delivery == Delivery::AtMostOnce {
+            self.buffer.commit_durable(self.run.end()).await?;
+            self.committed = self.run.end();
+        }
+        Ok(self.run.end() > self.sent)
+    }
+
+    /// Sends the run from where it stands. Whether it is through.
+    fn send_run(&mut self) -> bool {
+        let run = std::mem::take(&mut self.run);
+        let is_whole = self.send_events(&run);
+        if is_whole {
+            self.sent = run.end();
+        }
+        self.run = run;
+        is_whole
+    }
+
+    fn send_events(&mut self, run: &Run) -> bool {
+        let from = self.sent;
+        for (seq, origin, event) in run.events().skip_while(|(seq, ..)| *seq <= from) {
+            if !self.has_room() {
+                return false;
+            }
+            let tag = self.window.next_tag();
+            let producer = &mut self.producer;
+            let mut bytes = 0;
+            let sent = self.formatter.format(seq, origin, &event, |record| {
+                bytes = record.payload.len();
+                producer.send(record, tag)
+            });
+            match sent {
+                Ok(()) => {}
+                Err(SendError::QueueFull) => return false,
+                Err(SendError::Fatal(reason)) => {
+                    tracing::warn!(%reason, "the Kafka producer is broken and is made again");
+                    self.state = State::Settling;
+                    return false;
+                }
+                Err(SendError::Rejected(_)) => {}
+            }
+            let ping = self.pings.as_ref().map(|pings| pings.channel.ping(&event));
+            self.window.push(seq, bytes, event.received.boot_us, ping);
+            self.sent = seq;
+            if let Err(SendError::Rejected(reason)) = sent {
+                self.refused(tag, &Outcome::Rejected(reason));
+                if self.options.delivery == Delivery::AtLeastOnce {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn has_room(&self) -> bool {
+        if self.sent < self.singly_until {
+            return self.window.is_empty();
+        }
+        self.window.len() < WINDOW_EVENTS_MAX && self.window.bytes() < self.options.window_bytes_max
+    }
+
+    fn may_send(&self) -> bool {
+        self.has_room()
+            && self.stop.is_none_or(|stop| {
+                // At most once, handing over is what can lose an event: not into a line that is down.
+                let is_wise = self.options.delivery == Delivery::AtLeastOnce || !self.is_hopeless();
+                is_wise && Instant::now() < stop.send_until
+            })
+    }
+
+    fn is_hopeless(&self) -> bool {
+        self.stats.kafka.get() == LinkState::Down || !matches!(self.state, State::Flowing)
+    }
+
+    /// Once nothing is in flight any more: back to the cursor, with a pause. Whether it is time to look again.
+    fn settle(&mut self) -> Result<bool, DrainError> {
+        let is_fatal = self.producer.fatal().is_some();
+        if self.window.open() > 0 && !is_fatal {
+            return Ok(false);
+        }
+        if is_fatal {
+            self.producer.restart()?;
+        }
+        self.stats.kafka_rewinds.add(1);
+        if self.options.delivery == Delivery::AtLeastOnce {
+            self.sent = self.cursor;
+            self.run = Run::default();
+        } else {
+            self.stats.kafka_lost.add(self.window.open() as u64);
+        }
+        self.window.clear();
+        self.state = State::Waiting(Instant::now() + self.backoff.delay());
+        Ok(false)
+    }
+
+    /// Lets the buffer forget what was confirmed, not too often.
+    fn commit_if_due(&mut self) {
+        let now = Instant::now();
+        if self.cursor > self.committed && now >= self.committed_at + COMMIT_INTERVAL {
+            self.buffer.commit(self.cursor);
+            (self.committed, self.committed_at) = (self.cursor, now);
+        }
+    }
+
+    /// After the stop: whether there is nothing left to do or no time left for it.
+    fn is_finished(&self) -> bool {
+        let Some(stop) = self.stop else { return false };
+        let now = Instant::now();
+        let is_hopeless = self.is_hopeless();
+        let is_all_sent = self.sent >= *self.durable.borrow() || now >= stop.send_until || is_hopeless;
+        // At most once, what is in flight has left the disk: the whole grace for it.
+        let gives_up = is_hopeless && self.options.delivery == Delivery::AtLeastOnce;
+        now >= stop.end || gives_up || (self.window.open() == 0 && is_all_sent)
+    }
+
+    /// Waits for the next round, or for news when there was nothing to do.
+    async fn pause(&mut self, is_busy: bool, stop: &CancellationToken) {
+        let may_send = matches!(self.state, State::Flowing) && self.may_send();
+        let round_end = self.round_at + self.options.round_interval;
+        let commit_due = self.committed_at + COMMIT_INTERVAL;
+        let waiting_until = if let State::Waiting(until) = self.state { Some(until) } else { None };
+        let stop_times = self.stop.map(|stop| if may_send { stop.send_until } else { stop.end });
+        let is_stopping = self.stop.is_some();
+        tokio::select! {
+            // The round is the pace while there is work; news would only wake it up more often.
+            () = sleep_until(round_end), if is_busy => {}
+            _ = self.durable.changed(), if !is_busy && may_send => {}
+            () = self.producer.reported(), if !is_busy => {}
+            () = sleep_until(commit_due), if !is_busy && self.cursor > self.committed => {}
+            () = sleep_until(waiting_until.unwrap_or(round_end)), if waiting_until.is_some() => {}
+            () = sleep_until(stop_times.unwrap_or(round_end)), if is_stopping => {}
+            () = stop.cancelled(), if !is_stopping => {
+                let now = Instant::now();
+                let grace = self.options.stop_grace;
+                self.stop = Some(Stop { send_until: now + grace / 2, end: now + grace });
+            }
+        }
+        if may_send && !is_busy && self.stop.is_none() {
+            // Woken early by news: the round still sets the pace.
+            sleep_until(round_end).await;
+        }
+    }
 }

@@ -6,17 +6,19 @@
 
 pub(crate) mod form;
 pub mod mqtt;
+pub mod mqtt_probe;
 pub mod topic;
 pub mod unix;
+pub mod unix_probe;
 
 use std::sync::Arc;
 
 use thiserror::Error;
-use tokio::sync::mpsc;
 
 use crate::buffer::{Appended, Batch, Buffer, Refused, Wait};
 use crate::error::Class;
-use crate::event::{Draft, InvalidEvent, Ping};
+use crate::event::{Draft, InvalidEvent};
+use crate::ping::Pings;
 use crate::stats::Stats;
 use crate::system::Clock;
 
@@ -52,15 +54,6 @@ pub struct Admission {
     clock: Arc<Clock>,
     stats: Arc<Stats>,
     pings: Option<Pings>,
-}
-
-/// Where pings go right after the sync (`redis.ping_after = "durable"`).
-#[derive(Debug, Clone)]
-pub struct Pings {
-    /// The sink's bounded queue; a ping that does not fit is dropped and counted.
-    pub queue: mpsc::Sender<Ping>,
-    /// How the channel is named.
-    pub channel: crate::event::ChannelTemplate,
 }
 
 impl Admission {
@@ -107,21 +100,8 @@ impl Admission {
     pub async fn append(&self, batch: Batch, wait: Wait) -> Result<Appended, Refused> {
         let appended = self.buffer.append(batch, wait).await?;
         if let Some(pings) = &self.pings {
-            pings.offer(&appended.batch, &self.stats);
+            pings.offer(appended.batch.events());
         }
         Ok(appended)
-    }
-}
-
-impl Pings {
-    fn offer(&self, batch: &Batch, stats: &Stats) {
-        let mut left = batch.len() as u64;
-        for event in batch.events() {
-            // Order: reserve before rendering, so that a full queue costs nothing per event.
-            let Ok(place) = self.queue.try_reserve() else { break };
-            place.send(self.channel.ping(&event));
-            left -= 1;
-        }
-        stats.pings_dropped.add(left);
     }
 }

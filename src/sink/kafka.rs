@@ -1,4 +1,25 @@
-//! Kafka through librdkafka: the only file that names rdkafka.
+//! Kafka through librdkafka: the only file of the agent that names rdkafka (`cli::demo::cluster` plays a broker).
+//!
+//! One idempotent producer with its own polling thread. Its queue is bounded in bytes, messages never expire, and the
+//! properties on which the promise rests ([`OWN_PROPERTIES`]) are not open to configuration. Records go out at once
+//! (`linger.ms=0`): the drain gathers them in rounds, which costs less CPU at the same latency.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use memchr::memmem;
+use rdkafka::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use tokio::sync::Notify;
+
+use super::{Outcome, Producer, ProducerError, Record, Report, SendError};
+use crate::log::Limited;
+use crate::secret::Secret;
+use crate::stats::{LinkState, Stats};
 
 /// Compression of record batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,4 +54,259 @@ pub struct Options {
     pub timestamp: Timestamp,
     /// Further librdkafka properties, checked against the ones that the promise rests on.
     pub properties: Vec<(String, String)>,
+    /// Most bytes of records in librdkafka's queue (`queue.buffering.max.kbytes`).
+    pub queue_bytes_max: usize,
+    /// Largest record in bytes, the largest event in its envelope (`message.max.bytes`).
+    pub record_bytes_max: usize,
+    /// Properties that are secret, by librdkafka's names (`sasl.password`, `ssl.key.password`).
+    pub secrets: Vec<(&'static str, Secret)>,
+}
+
+/// Properties that the promise rests on, with their values. Numbers from measurements (ARCHITECTURE.md).
+pub const OWN_PROPERTIES: [(&str, &str); 5] = [
+    // No duplicates and no reordering within a session, over broker restarts too.
+    ("enable.idempotence", "true"),
+    ("acks", "all"),
+    // One rejected batch must not make the producer fatal; the drain isolates it.
+    ("enable.gapless.guarantee", "false"),
+    // An outage has no limit: nothing expires (librdkafka 3635).
+    ("message.timeout.ms", "0"),
+    ("linger.ms", "0"),
+];
+
+/// Properties that are set only where the configuration says nothing else.
+const DEFAULT_PROPERTIES: [(&str, &str); 5] = [
+    // A restarted broker is found within 2 s of its return.
+    ("reconnect.backoff.ms", "100"),
+    ("reconnect.backoff.max.ms", "2000"),
+    ("socket.keepalive.enable", "true"),
+    // A topic's max.message.bytes (1 MiB by default) counts the batch: half of it leaves room.
+    ("batch.size", "524288"),
+    // How soon a link that died, or came back while nothing is sent, is noticed.
+    ("statistics.interval.ms", "2000"),
+];
+
+/// How often it is said that Kafka refuses the agent: the client tries again without end.
+const REFUSED_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The client configuration of the producer; `check` uses it too.
+pub(crate) fn client_config(options: &Options) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &options.brokers).set("client.id", "fieldpost");
+    for (name, value) in DEFAULT_PROPERTIES {
+        config.set(name, value);
+    }
+    for (name, value) in &options.properties {
+        config.set(name, value);
+    }
+    for (name, value) in OWN_PROPERTIES {
+        config.set(name, value);
+    }
+    for (name, value) in &options.secrets {
+        config.set(*name, value.reveal());
+    }
+    // An event above the batch size still goes out, in a batch of its own; the topic has the last word.
+    config.set("message.max.bytes", options.record_bytes_max.to_string());
+    config.set("queue.buffering.max.kbytes", (options.queue_bytes_max / 1024).max(1).to_string());
+    config.set(
+        "compression.codec",
+        match options.compression {
+            Compression::None => "none",
+            Compression::Lz4 => "lz4",
+            Compression::Zstd => "zstd",
+        },
+    );
+    config.set_log_level(RDKafkaLogLevel::Info);
+    config
+}
+
+/// The producer behind [`Producer`].
+pub struct KafkaProducer {
+    options: Options,
+    stats: Arc<Stats>,
+    inner: ThreadedProducer<Callbacks>,
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for KafkaProducer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaProducer").field("brokers", &self.options.brokers).finish_non_exhaustive()
+    }
+}
+
+/// What librdkafka's thread hands to the drain. At most as many reports as there are records in flight.
+#[derive(Debug, Default)]
+struct Shared {
+    reports: Mutex<Vec<Report>>,
+    reported: Notify,
+}
+
+struct Callbacks {
+    shared: Arc<Shared>,
+    stats: Arc<Stats>,
+    /// What librdkafka said last about a broker, for the line that says that the link is down.
+    trouble: Mutex<String>,
+    is_judged: AtomicBool,
+    refused_log: Limited,
+}
+
+impl KafkaProducer {
+    /// Starts a producer; brokers are looked for in the background, without end.
+    ///
+    /// # Errors
+    /// [`ProducerError`]: librdkafka refuses a property.
+    pub fn start(options: Options, stats: Arc<Stats>) -> Result<Self, ProducerError> {
+        stats.kafka.set(LinkState::Down);
+        let (inner, shared) = create(&options, &stats)?;
+        Ok(Self { options, stats, inner, shared })
+    }
+}
+
+fn create(
+    options: &Options,
+    stats: &Arc<Stats>,
+) -> Result<(ThreadedProducer<Callbacks>, Arc<Shared>), ProducerError> {
+    let shared = Arc::new(Shared::default());
+    let callbacks = Callbacks {
+        shared: Arc::clone(&shared),
+        stats: Arc::clone(stats),
+        trouble: Mutex::default(),
+        is_judged: AtomicBool::new(false),
+        refused_log: Limited::new(REFUSED_LOG_INTERVAL),
+    };
+    let producer =
+        client_config(options).create_with_context(callbacks).map_err(|e| ProducerError(e.to_string()))?;
+    Ok((producer, shared))
+}
+
+impl Producer for KafkaProducer {
+    fn send(&mut self, record: &Record<'_>, tag: usize) -> Result<(), SendError> {
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        for (key, value) in record.headers {
+            headers = headers.insert(Header { key, value: Some(*value) });
+        }
+        let mut message = BaseRecord::with_opaque_to(record.topic, tag)
+            .key(record.key)
+            .payload(record.payload)
+            .headers(headers);
+        if let Some(ms) = record.timestamp_ms {
+            message = message.timestamp(ms);
+        }
+        self.inner.send(message).map_err(|(error, _)| match error {
+            KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => SendError::QueueFull,
+            KafkaError::MessageProduction(RDKafkaErrorCode::Fatal) => SendError::Fatal(error.to_string()),
+            other => SendError::Rejected(other.to_string()),
+        })
+    }
+
+    fn take_reports(&mut self, reports: &mut Vec<Report>) {
+        reports.append(&mut self.shared.reports.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    async fn reported(&self) {
+        self.shared.reported.notified().await;
+    }
+
+    fn fatal(&self) -> Option<String> {
+        self.inner.client().fatal_error().map(|(code, text)| format!("{code}: {text}"))
+    }
+
+    fn restart(&mut self) -> Result<(), ProducerError> {
+        // Order: the new one first, so that a refusal leaves a producer in place; the old one is purged as it drops.
+        let (inner, shared) = create(&self.options, &self.stats)?;
+        (self.inner, self.shared) = (inner, shared);
+        Ok(())
+    }
+
+    fn close(self, timeout: Duration) {
+        use rdkafka::producer::PurgeConfig;
+        self.inner.purge(PurgeConfig::default().queue().inflight());
+        if let Err(error) = self.inner.flush(timeout) {
+            tracing::debug!(%error, "the producer did not end in time");
+        }
+    }
+}
+
+impl ProducerContext for Callbacks {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
+        let outcome = match result {
+            Ok(_) => Outcome::Delivered,
+            Err((error, _)) => outcome(error),
+        };
+        self.shared.reports.lock().unwrap_or_else(PoisonError::into_inner).push(Report { tag, outcome });
+        self.shared.reported.notify_one();
+    }
+}
+
+fn outcome(error: &KafkaError) -> Outcome {
+    use RDKafkaErrorCode as Code;
+    let text = error.to_string();
+    match error.rdkafka_error_code() {
+        Some(
+            Code::MessageSizeTooLarge
+            | Code::InvalidMessage
+            | Code::InvalidMessageSize
+            | Code::MessageBatchTooLarge
+            | Code::InvalidTimestamp
+            | Code::InvalidRecord
+            | Code::UnsupportedCompressionType,
+        ) => Outcome::Rejected(text),
+        Some(
+            Code::TopicAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::UnknownTopic
+            | Code::UnknownTopicOrPartition
+            | Code::UnknownPartition
+            | Code::InvalidTopic
+            | Code::PolicyViolation,
+        ) => Outcome::Misconfigured(text),
+        _ => Outcome::Failed(text),
+    }
+}
+
+impl ClientContext for Callbacks {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // Several lines a second in an outage: the link's change has been said once, the rest is for debugging.
+        tracing::debug!(target: "librdkafka", severity = ?level, facility, "{message}");
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        // The one judge of the link: errors come several times in an outage, and also when only the first connection
+        // to one broker was closed.
+        let is_up = memmem::find(statistics, br#""state":"UP""#).is_some();
+        let state = if is_up { LinkState::Up } else { LinkState::Down };
+        let is_first = !self.is_judged.swap(true, Ordering::Relaxed);
+        // A link that is down from the start has not changed and is worth a line all the same.
+        if self.stats.kafka.set(state) || (is_first && !is_up) {
+            if is_up {
+                tracing::info!("Kafka link up");
+            } else {
+                let reason = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                tracing::warn!(%reason, "Kafka link down; events are kept in the buffer");
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::Fatal) => self.shared.reported.notify_one(),
+            Some(
+                RDKafkaErrorCode::Authentication
+                | RDKafkaErrorCode::SaslAuthenticationFailed
+                | RDKafkaErrorCode::SSL,
+            ) => {
+                if let Some(suppressed) = self.refused_log.allow() {
+                    tracing::error!(%error, reason, suppressed, "Kafka refuses the agent; see kafka.properties");
+                }
+            }
+            // Said in the line of the link's change; it comes again and again.
+            Some(RDKafkaErrorCode::AllBrokersDown) => {}
+            _ => {
+                reason.clone_into(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
+                tracing::debug!(%error, reason, "librdkafka");
+            }
+        }
+    }
 }

@@ -1,4 +1,122 @@
 //! The ways out. A sink is told what to send and reports what became of it; it never sees the buffer.
+//!
+//! [`Producer`] is the seam between the drain and Kafka: the drain's states are tested against a scripted one, and
+//! [`kafka`] implements it over librdkafka.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::error::Class;
 
 pub mod kafka;
+pub mod kafka_probe;
+pub mod record;
 pub mod redis;
+
+/// One record on its way to Kafka; borrows from the drain, the producer copies what it keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// Topic.
+    pub topic: &'a str,
+    /// Key: the unit of order.
+    pub key: &'a [u8],
+    /// Value.
+    pub payload: &'a [u8],
+    /// Names and values, in order.
+    pub headers: &'a [(&'static str, &'a [u8])],
+    /// Record timestamp, milliseconds since 1970; `None`: the time of sending.
+    pub timestamp_ms: Option<i64>,
+}
+
+/// Why a record was not taken into the producer's queue.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The queue is full: keep the record, wait for reports, send it again.
+    #[error("the producer's queue is full")]
+    QueueFull,
+    /// This record can never be sent as it is.
+    #[error("{0}")]
+    Rejected(String),
+    /// The producer is broken: restart it.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+impl SendError {
+    /// The caller's reaction.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::QueueFull => Class::Retry,
+            Self::Rejected(_) => Class::Reject,
+            Self::Fatal(_) => Class::Fatal,
+        }
+    }
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Kafka confirmed it.
+    Delivered,
+    /// Kafka refused it, or the batch it was in, for its content: size, timestamp, format.
+    Rejected(String),
+    /// Kafka refused it for a setting: authorisation, unknown or invalid topic. Waiting helps once somebody mends it.
+    Misconfigured(String),
+    /// The producer gave it up or is broken.
+    Failed(String),
+}
+
+/// The report on one record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// What [`Producer::send`] was given.
+    pub tag: usize,
+    /// What became of the record.
+    pub outcome: Outcome,
+}
+
+/// A producer cannot be made or made again: a setting that librdkafka refuses. Class: fatal.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("the Kafka producer cannot be started: {0}")]
+pub struct ProducerError(pub String);
+
+impl ProducerError {
+    /// The caller's reaction.
+    pub fn class(&self) -> Class {
+        Class::Fatal
+    }
+}
+
+/// The drain's way to Kafka.
+pub trait Producer: Send {
+    /// Queues a record. In the order of the calls within a partition, as long as nothing is rejected.
+    ///
+    /// # Errors
+    /// See [`SendError`]; no report follows.
+    fn send(&mut self, record: &Record<'_>, tag: usize) -> Result<(), SendError>;
+
+    /// Moves the reports that came since the last call to the end of `reports`: one for each queued record, in any
+    /// order between partitions.
+    fn take_reports(&mut self, reports: &mut Vec<Report>);
+
+    /// Returns when there are reports, or the producer has become fatal.
+    ///
+    /// Cancel safe: yes.
+    fn reported(&self) -> impl Future<Output = ()> + Send;
+
+    /// Why the producer is broken, if it is.
+    fn fatal(&self) -> Option<String>;
+
+    /// Throws everything queued away without a report and starts afresh.
+    ///
+    /// # Errors
+    /// [`ProducerError`].
+    fn restart(&mut self) -> Result<(), ProducerError>;
+
+    /// Ends it: throws away what is queued and waits at most `timeout` for the library's threads.
+    fn close(self, timeout: Duration)
+    where
+        Self: Sized;
+}

@@ -1,1 +1,23 @@
-//! t
+//! Integration tests: the real binary against a real Kafka, Redis and Mosquitto.
+//!
+//! One binary for all of them, because each further one links everything again. `make test` starts the shared
+//! services and runs this; `harness` says what a test can lean on.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test that cannot go on fails by panicking, with the place and the reason"
+)]
+
+mod crash;
+mod demo;
+mod full;
+mod harness;
+mod mqtt;
+mod outage;
+mod process;
+mod redis;
+mod services_obey;
+mod unix;

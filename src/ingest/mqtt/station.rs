@@ -40,6 +40,8 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 const LEAVE_GRACE: Duration = Duration::from_secs(2);
 /// A link that held this long was a working one: the next failure is a new one.
 const HELD: Duration = Duration::from_secs(5);
+/// This many connections in a row that did not hold are no accident.
+const SHORT_LIVED: u32 = 3;
 const RECONNECT_FIRST: Duration = Duration::from_millis(200);
 const RECONNECT_MAX: Duration = Duration::from_secs(30);
 /// For what a human has to mend: refused credentials, a packet that cannot be read.
@@ -180,6 +182,8 @@ struct Station<W: Wire> {
     comeback: Duration,
     /// Set when DISCONNECT was asked for: how long the broker has to close the connection.
     leave_by: Option<Instant>,
+    /// How many connections in a row ended soon after they were made.
+    short_lived: u32,
     /// The failure that was logged last, until the link is up.
     told: Option<String>,
     /// Set when stopping.
@@ -218,6 +222,7 @@ impl<W: Wire> Station<W> {
             skipping: false,
             comeback: RECONNECT_FIRST,
             leave_by: None,
+            short_lived: 0,
             told: None,
             stop_by: None,
         }
@@ -265,7 +270,7 @@ impl<W: Wire> Station<W> {
         self.subscriptions.connected(session, now);
         if self.stats().mqtt.set(LinkState::Up) {
             let Options { host, port, client_id, .. } = &*self.options;
-            info!(host, port, client_id, session, "MQTT broker connected");
+            info!(host, port, client_id, session, "MQTT link up");
         }
     }
 
@@ -274,9 +279,14 @@ impl<W: Wire> Station<W> {
         if self.leave_by.is_some() {
             return self.left();
         }
-        if self.connected.is_some_and(|at| at.elapsed() >= HELD) {
-            self.reconnect.reset();
-            self.refused.reset();
+        match self.connected.map(|at| at.elapsed() >= HELD) {
+            Some(true) => {
+                self.reconnect.reset();
+                self.refused.reset();
+                self.short_lived = 0;
+            }
+            Some(false) => self.short_lived += 1,
+            None => {}
         }
         self.accept_every_release |= failure.kind == FailureKind::UnknownRelease;
         self.disconnected();
@@ -299,6 +309,16 @@ impl<W: Wire> Station<W> {
             }
             FailureKind::TakenOver if self.notices.taken_over.allow().is_some() => {
                 error!(client_id, "another MQTT client took over the session; mqtt.client_id must be unique");
+            }
+            // What a take-over looks like where the broker does not say so.
+            FailureKind::Link
+                if self.short_lived >= SHORT_LIVED && self.notices.taken_over.allow().is_some() =>
+            {
+                error!(
+                    client_id,
+                    what,
+                    "the MQTT broker closes each connection soon after it was made; is mqtt.client_id used twice?"
+                );
             }
             FailureKind::PacketTooLarge if self.notices.packet.allow().is_some() => {
                 let bytes_max = packet_bytes_max(self.admission.event_bytes_max());
@@ -519,6 +539,9 @@ impl<W: Wire> Station<W> {
     /// The connection was left; returns how long to wait for the next one.
     fn left(&mut self) -> Duration {
         self.disconnected();
+        if self.stop_by.is_some() {
+            self.stats().mqtt.set(LinkState::Down);
+        }
         std::mem::replace(&mut self.comeback, RECONNECT_FIRST)
     }
 
@@ -553,6 +576,7 @@ impl<W: Wire> Station<W> {
     fn is_done(&self, appending: bool, now: Instant) -> bool {
         let Some(stop_by) = self.stop_by else { return false };
         let stored = !appending && self.batch.is_empty();
+        // Without requests there is no connection: never made, lost, or closed by the broker after DISCONNECT.
         (stored && self.requests.is_none()) || now >= stop_by
     }
 }

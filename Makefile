@@ -1,0 +1,56 @@
+# `make` alone prints what there is. ARGS reaches the command: make test ARGS='--test it redis'
+
+SERVICES := deploy/services
+ARGS ?=
+FUZZ_SECONDS ?= 60
+
+# Recipes with several commands stop at the first that fails.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+.PHONY: help
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: demo
+demo: ## The whole way in half a minute, with nothing installed: sensors, an outage, a kill -9, a verdict
+	cargo run --release --locked -- demo $(ARGS)
+
+.PHONY: test
+test: ## All tests, against a Kafka, Redis and Mosquitto that are started for them and stopped afterwards
+	$(SERVICES) run -- cargo test --locked $(ARGS)
+
+.PHONY: lint
+lint: ## Format, clippy and documentation, warnings as errors; the shell scripts when shellcheck is there
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) .ci/run; fi
+
+.PHONY: fmt
+fmt: ## Format the source
+	cargo fmt
+
+.PHONY: bench
+bench: ## Benchmarks
+	$(SERVICES) run -- cargo bench --locked $(ARGS)
+
+.PHONY: fuzz
+fuzz: ## Each fuzz target for FUZZ_SECONDS (60), on the nightly toolchain
+	@cargo fuzz --version >/dev/null 2>&1 || { echo 'cargo-fuzz is missing: cargo install cargo-fuzz --locked' >&2; exit 69; }
+	for target in $$(cargo +nightly fuzz list); do cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS); done
+
+# The compiler's own counters: fast, and without stopping the processes under test, but written at a process's end, so
+# that what only a killed agent ran does not show.
+.PHONY: coverage
+coverage: ## Line coverage of all tests, the agent's own process included, into target/coverage
+	@cargo tarpaulin --version >/dev/null 2>&1 || { echo 'cargo-tarpaulin is missing: cargo install cargo-tarpaulin --locked' >&2; exit 69; }
+	$(SERVICES) run -- cargo tarpaulin --locked --engine llvm --follow-exec --skip-clean --target-dir target/coverage/build --output-dir target/coverage --out html --out stdout $(ARGS)
+
+.PHONY: services-up
+services-up: ## Kafka, Redis and Mosquitto that stay; then: eval "$(deploy/services env)" and cargo test
+	$(SERVICES) up
+
+.PHONY: services-down
+services-down: ## Stop what services-up started and remove its data
+	$(SERVICES) down

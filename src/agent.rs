@@ -1,0 +1,379 @@
+//! The agent: builds the stages in dependency order, supervises them, stops them in order. The only file that knows
+//! all modules.
+//!
+//! Start: socket, buffer, producer, then the stages; READY when all of them run. Stop, on the first signal or when a
+//! stage ends by itself: inputs (what they read is settled and answered), drain (within `agent.stop_grace`), pings,
+//! buffer. A second signal ends everything at once; what was acknowledged is on disk all the same.
+
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::buffer::{self, Buffer, Run, WriterThread};
+use crate::cli::exit;
+use crate::config::{Config, ConfigErrors, PingAfter, Redis};
+use crate::drain::Drain;
+use crate::ingest::{Admission, mqtt, unix};
+use crate::ping::Pings;
+use crate::sink::kafka::KafkaProducer;
+use crate::sink::record::Formatter;
+use crate::sink::{self, ProducerError};
+use crate::stats::{LinkState, Stats};
+use crate::system::{self, Clock, Notifier, Signals};
+
+/// Time between two status lines.
+const STATUS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How much longer than one append the inputs may take to settle what they have read.
+const INPUT_GRACE: Duration = Duration::from_secs(3);
+
+/// How long the Redis sink may take for its last pipelines; it bounds itself by twice `redis.timeout`.
+const PING_GRACE: Duration = Duration::from_secs(5);
+
+/// Name of the one stage without which nothing can be stopped in order.
+const BUFFER: &str = "buffer";
+
+/// Why the agent did not start or did not end in order. The exit code says what the service manager should do.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// There is nowhere to deliver to.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// The socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] unix::UnixError),
+    /// The buffer cannot be opened.
+    #[error("the buffer cannot be opened: {0}")]
+    Buffer(#[from] buffer::OpenError),
+    /// librdkafka refuses its settings.
+    #[error(transparent)]
+    Producer(#[from] ProducerError),
+    /// The operating system refuses signals or a runtime.
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+    /// A stage ended that should run for ever.
+    #[error("{stage} ended: {reason}")]
+    Stage {
+        /// Which one.
+        stage: &'static str,
+        /// Its error, or that it panicked.
+        reason: String,
+    },
+    /// The buffer did not close in order.
+    #[error(transparent)]
+    Close(#[from] buffer::CloseError),
+    /// A second signal came before the stop was through.
+    #[error("stopped at once by a second signal; everything acknowledged is on disk")]
+    Forced,
+}
+
+impl AgentError {
+    /// The exit code, by sysexits.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_) | Self::Producer(_) => exit::CONFIG,
+            Self::Socket(_) | Self::Buffer(_) | Self::Close(_) => exit::STORAGE,
+            Self::System(_) | Self::Forced => exit::TEMPORARY,
+            Self::Stage { .. } => exit::BUG,
+        }
+        .into()
+    }
+}
+
+/// Everything that can fail at the start has been done.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    stats: Arc<Stats>,
+    listener: Option<unix::Listener>,
+    buffer: Buffer,
+    writer: WriterThread,
+    producer: KafkaProducer,
+}
+
+/// Stages with their names; how one ended is its value.
+type Stages = JoinSet<(&'static str, Result<(), String>)>;
+
+/// The stages of one step of the stop, and the token that ends them.
+#[derive(Debug, Default)]
+struct Step {
+    stages: Stages,
+    stop: CancellationToken,
+}
+
+/// The agent at work.
+#[derive(Debug)]
+struct Running {
+    inputs: Step,
+    drain: Step,
+    pings: Step,
+    heartbeat: Stages,
+    stats: Arc<Stats>,
+    buffer: Buffer,
+    notifier: Arc<Notifier>,
+    append_timeout: Duration,
+    stop_grace: Duration,
+}
+
+/// How the buffer's writer ends; awaited beside the stages.
+type WriterEnd = Pin<Box<dyn Future<Output = Result<(), buffer::CloseError>>>>;
+
+impl Agent {
+    /// Binds the socket, opens the buffer, starts the producer. Blocks; to be called before other threads run, since
+    /// it takes inherited sockets.
+    ///
+    /// # Errors
+    /// [`AgentError`]: nothing runs, nothing was lost.
+    pub fn build(config: Config) -> Result<Self, AgentError> {
+        let kafka = config.kafka()?.clone();
+        let stats = Arc::new(Stats::default());
+        let listener = config.unix.as_ref().map(unix::bind).transpose()?;
+        let (buffer, writer) = Buffer::open(&config.buffer, system::boot_id())?;
+        let figures = buffer.figures();
+        tracing::info!(
+            dir = %config.buffer.dir.display(),
+            log = %buffer.log().id,
+            epoch = buffer.log().epoch,
+            events = figures.durable.0 - figures.cursor.0,
+            bytes = figures.disk_bytes,
+            "buffer open"
+        );
+        let producer = KafkaProducer::start(kafka, Arc::clone(&stats))?;
+        Ok(Self { config, stats, listener, buffer, writer, producer })
+    }
+
+    /// Runs until a signal or until a stage fails, and stops in order.
+    ///
+    /// # Errors
+    /// [`AgentError`]; its exit code is the process's.
+    ///
+    /// Cancel safe: no, it owns the process.
+    pub async fn run(self) -> Result<(), AgentError> {
+        let mut signals = Signals::new()?;
+        let (mut running, mut writer) = self.start();
+        let failure = running.supervise(&mut signals, &mut writer).await;
+        if let Some(failure) = &failure {
+            tracing::error!(%failure, "stopping because a stage ended");
+        }
+        if matches!(failure, Some(AgentError::Stage { stage: BUFFER, .. })) {
+            // Nothing can be settled without the buffer.
+            return failure.map_or(Ok(()), Err);
+        }
+        let stopped = tokio::select! {
+            stopped = running.stop(writer) => stopped,
+            _ = signals.stop_requested() => return Err(AgentError::Forced),
+        };
+        failure.map_or(stopped, Err)
+    }
+
+    /// Starts every stage and tells the service manager.
+    fn start(self) -> (Running, WriterEnd) {
+        let Self { config, stats, listener, buffer, writer, producer } = self;
+        let notifier = Arc::new(Notifier::from_env());
+        let (mut inputs, mut drain, mut pings) = (Step::default(), Step::default(), Step::default());
+        let (early, late) = ping_ways(config.redis.clone(), &stats, &mut pings);
+        spawn_drain(&mut drain, producer, &config, &buffer, &stats, late);
+        let admission = Admission::new(
+            buffer.clone(),
+            config.limits.event_bytes_max,
+            Arc::new(Clock::default()),
+            Arc::clone(&stats),
+            early,
+        );
+        spawn_inputs(&mut inputs, config.mqtt, config.unix.zip(listener), &admission);
+        if inputs.stages.is_empty() {
+            tracing::warn!("no input is configured: set unix.path or mqtt.url");
+        }
+        let mut heartbeat = Stages::new();
+        if let Some(every) = notifier.watchdog_interval() {
+            spawn_heartbeat(&mut heartbeat, every, Arc::clone(&notifier), buffer.clone());
+        }
+        notifier.ready();
+        tracing::info!(agent = %config.agent.id, "ready");
+        let append_timeout = config.limits.append_timeout;
+        let stop_grace = config.agent.stop_grace;
+        let running =
+            Running { inputs, drain, pings, heartbeat, stats, buffer, notifier, append_timeout, stop_grace };
+        (running, Box::pin(writer.ended()))
+    }
+}
+
+impl Running {
+    /// Watches over the stages until a signal (`None`) or until one of them ends.
+    async fn supervise(&mut self, signals: &mut Signals, writer: &mut WriterEnd) -> Option<AgentError> {
+        let mut status = interval_at(Instant::now() + STATUS_INTERVAL, STATUS_INTERVAL);
+        status.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                signal = signals.stop_requested() => {
+                    tracing::info!(signal, "stopping");
+                    return None;
+                }
+                Some(ended) = self.inputs.stages.join_next() => return Some(failure(ended)),
+                Some(ended) = self.drain.stages.join_next() => return Some(failure(ended)),
+                Some(ended) = self.pings.stages.join_next() => return Some(failure(ended)),
+                Some(ended) = self.heartbeat.join_next() => return Some(failure(ended)),
+                ended = &mut *writer => {
+                    let reason = ended.map_or_else(|e| e.to_string(), |()| "closed".into());
+                    return Some(AgentError::Stage { stage: BUFFER, reason });
+                }
+                _ = status.tick() => {
+                    let line = status_line(&self.stats, &self.buffer);
+                    tracing::info!("{line}");
+                    self.notifier.status(&line);
+                }
+            }
+        }
+    }
+
+    /// Stops in order; the first failure counts.
+    async fn stop(self, writer: WriterEnd) -> Result<(), AgentError> {
+        self.notifier.stopping();
+        let settled = self.inputs.end(self.append_timeout + INPUT_GRACE).await;
+        // The drain bounds itself by `agent.stop_grace`; its last commit waits for the disk.
+        let drained = self.drain.end(self.stop_grace + INPUT_GRACE).await;
+        let pinged = self.pings.end(PING_GRACE).await;
+        let mut heartbeat = self.heartbeat;
+        heartbeat.shutdown().await;
+        self.buffer.close().await;
+        let closed = writer.await.map_err(AgentError::from);
+        tracing::info!("{}", status_line(&self.stats, &self.buffer));
+        closed.and(drained).and(settled).and(pinged)
+    }
+}
+
+impl Step {
+    /// Stops its stages and waits for them, not longer than `grace`.
+    async fn end(mut self, grace: Duration) -> Result<(), AgentError> {
+        self.stop.cancel();
+        let all = async {
+            let mut result = Ok(());
+            while let Some(ended) = self.stages.join_next().await {
+                if !matches!(ended, Ok((_, Ok(())))) {
+                    result = result.and(Err(failure(ended)));
+                }
+            }
+            result
+        };
+        match timeout(grace, all).await {
+            Ok(result) => result,
+            Err(_) => {
+                tracing::warn!(grace_ms = grace.as_millis(), "a stage did not stop in time and is dropped");
+                self.stages.shutdown().await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Starts the Redis sink and answers the ways to it: right after the sync, or after Kafka.
+fn ping_ways(redis: Option<Redis>, stats: &Arc<Stats>, pings: &mut Step) -> (Option<Pings>, Option<Pings>) {
+    let Some(Redis { options, channel, ping_after }) = redis else { return (None, None) };
+    let (queue, waiting) = mpsc::channel(options.queue_max);
+    let way = Pings { queue, channel, stats: Arc::clone(stats) };
+    let (stats, stop) = (Arc::clone(stats), pings.stop.clone());
+    pings.stages.spawn(async move {
+        let Ok(()) = sink::redis::run(options, waiting, stats, stop).await;
+        ("redis sink", Ok(()))
+    });
+    match ping_after {
+        PingAfter::Durable => (Some(way), None),
+        PingAfter::Delivered => (None, Some(way)),
+    }
+}
+
+fn spawn_drain(
+    drain: &mut Step,
+    producer: KafkaProducer,
+    config: &Config,
+    buffer: &Buffer,
+    stats: &Arc<Stats>,
+    pings: Option<Pings>,
+) {
+    let Some(kafka) = &config.kafka else { return };
+    let formatter = Formatter::new(&kafka.topic, kafka.timestamp, &config.agent.id, buffer.log().id);
+    let stage = Drain::new(buffer.clone(), producer, config.drain, formatter, Arc::clone(stats), pings);
+    let stop = drain.stop.clone();
+    drain.stages.spawn(async move { ("drain", stage.run(stop).await.map_err(|e| e.to_string())) });
+}
+
+fn spawn_inputs(
+    inputs: &mut Step,
+    mqtt: Option<mqtt::Options>,
+    unix: Option<(unix::Options, unix::Listener)>,
+    admission: &Admission,
+) {
+    if let Some(options) = mqtt {
+        let (admission, stop) = (admission.clone(), inputs.stop.clone());
+        inputs.stages.spawn(async move {
+            ("mqtt input", mqtt::run(options, admission, stop).await.map_err(|e| e.to_string()))
+        });
+    }
+    if let Some((options, listener)) = unix {
+        let (admission, stop) = (admission.clone(), inputs.stop.clone());
+        inputs.stages.spawn(async move {
+            ("unix input", unix::run(options, listener, admission, stop).await.map_err(|e| e.to_string()))
+        });
+    }
+}
+
+/// Tells the service manager that the agent makes progress: this task runs, and the writer answers.
+fn spawn_heartbeat(stages: &mut Stages, every: Duration, notifier: Arc<Notifier>, buffer: Buffer) {
+    stages.spawn(async move {
+        loop {
+            tokio::time::sleep(every / 2).await;
+            let end = *buffer.durable().borrow();
+            match timeout(every / 2, buffer.read(end, 0, Run::default())).await {
+                Ok(_) => notifier.watchdog(),
+                Err(_) => tracing::warn!("the buffer's writer does not answer: the disk may hang"),
+            }
+        }
+    });
+}
+
+fn failure(ended: Result<(&'static str, Result<(), String>), JoinError>) -> AgentError {
+    match ended {
+        Ok((stage, result)) => {
+            AgentError::Stage { stage, reason: result.err().unwrap_or_else(|| "without a reason".into()) }
+        }
+        Err(error) => AgentError::Stage { stage: "a stage", reason: error.to_string() },
+    }
+}
+
+/// What goes in, what waits, what went out, in one line.
+fn status_line(stats: &Stats, buffer: &Buffer) -> String {
+    let figures = buffer.figures();
+    let waiting = figures.durable.0 - figures.cursor.0;
+    let oldest_s = match stats.oldest_boot_us.get() {
+        0 => 0,
+        taken_us => Clock::default().now().boot_us.saturating_sub(taken_us) / 1_000_000,
+    };
+    let lost = stats.kafka_lost.get() + figures.damaged;
+    let refused = stats.refused.get() + stats.invalid.get() + stats.too_large.get();
+    let mut line = format!(
+        "in {} (mqtt {}, unix {}), refused {refused}, buffered {waiting} events in {} KiB, oldest {oldest_s} s, out {}, lost {lost}",
+        stats.mqtt_in.get() + stats.unix_in.get(),
+        stats.mqtt_in.get(),
+        stats.unix_in.get(),
+        figures.disk_bytes / 1024,
+        stats.kafka_out.get(),
+    );
+    if buffer.is_full() {
+        line += ", FULL";
+    }
+    if stats.redis.get() != LinkState::Off {
+        line += &format!(", pings {} (dropped {})", stats.pings_out.get(), stats.pings_dropped.get());
+    }
+    for (name, link) in [("mqtt", &stats.mqtt), ("kafka", &stats.kafka), ("redis", &stats.redis)] {
+        line += &format!(", {name} {}", link.get().word());
+    }
+    line
+}

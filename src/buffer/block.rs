@@ -1,0 +1,401 @@
+//! The stored form of events: blocks. Pure codec.
+//!
+//! A block is one value in a generation: a header and a body. The body is a run of postcard events
+//! (`crate::event`), lz4-compressed when that makes it smaller. An event too large for one block is cut into
+//! chunks, each a block of its own with the same sequence number, so that no value ever reaches the size at which
+//! sled would move it into a blob file that is never synced (more than `segment_size / 4 / 17` bytes).
+//!
+//! Header, integers little-endian. Every field is inside the checksum but the two before it, so a raw scan of a
+//! damaged file can find a block by its magic and know that it is whole:
+//!
+//! | offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 3 | magic `fpB` |
+//! | 3 | 1 | format version, [`FORMAT`] |
+//! | 4 | 4 | CRC-32 (IEEE) of everything behind it |
+//! | 8 | 8 | sequence number of the first event |
+//! | 16 | 4 | epoch in which the events were stamped |
+//! | 20 | 2 | number of events |
+//! | 22 | 2 | index of this chunk, 0 unless the event is chunked |
+//! | 24 | 2 | number of chunks, 1 unless the event is chunked |
+//! | 26 | 2 | flags: 1 = the whole run is lz4-compressed |
+//! | 28 | 4 | length of the whole run before compression |
+//! | 32 | 4 | length of this body |
+//! | 36 | 16 | boot id under which the events were stamped |
+
+use thiserror::Error;
+
+use crate::event::Seq;
+
+/// Version of header and event encoding; an unknown one is not read and not touched.
+pub const FORMAT: u8 = 1;
+
+/// Most bytes of events in one block before compression. With the header and lz4's worst case a value has at most
+/// 7,097 bytes, below the 7,710 that a 512 KiB segment allows (see the module doc).
+pub const RUN_BYTES_MAX: usize = 7_000;
+
+/// Length of the header in bytes.
+pub const HEADER_BYTES: usize = 52;
+
+/// Largest event that can be chunked; far above the largest allowed `limits.max_event_bytes`.
+pub const EVENT_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+const MAGIC: [u8; 3] = *b"fpB";
+const FLAG_LZ4: u16 = 1;
+
+/// Why a value is not a block that can be served. Class: reject; the caller counts the range as damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BlockError {
+    /// Shorter than its header says, or without the magic.
+    #[error("not a block")]
+    NotABlock,
+    /// Written by a later version.
+    #[error("block format {0} is newer than this agent's {FORMAT}")]
+    Format(u8),
+    /// The checksum does not match.
+    #[error("checksum mismatch")]
+    Checksum,
+    /// The checksum matches but the content contradicts itself.
+    #[error("inconsistent block")]
+    Inconsistent,
+}
+
+/// What every block of one run of the agent shares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// Counts the starts of the agent on this buffer.
+    pub epoch: u32,
+    /// The kernel's boot id, so that `boot_us` of two events can be compared.
+    pub boot: [u8; 16],
+}
+
+/// A block's header and body, checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block<'a> {
+    /// Position of the first event.
+    pub first: Seq,
+    /// When and where its events were stamped.
+    pub origin: Origin,
+    /// Number of events.
+    pub count: u16,
+    /// Which part of a chunked event this is, counted from 0.
+    pub chunk: u16,
+    /// Number of parts.
+    pub chunks: u16,
+    /// Length of the whole run before compression.
+    pub run_bytes: u32,
+    is_lz4: bool,
+    body: &'a [u8],
+}
+
+impl<'a> Block<'a> {
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// [`BlockError`]; never panics, whatever the bytes.
+    pub fn parse(value: &'a [u8]) -> Result<Self, BlockError> {
+        let mut fields = Fields(value);
+        if fields.take::<3>()? != MAGIC {
+            return Err(BlockError::NotABlock);
+        }
+        let [format] = fields.take()?;
+        if format != FORMAT {
+            return Err(BlockError::Format(format));
+        }
+        let crc = u32::from_le_bytes(fields.take()?);
+        let checked = fields.0;
+        let first = Seq(u64::from_le_bytes(fields.take()?));
+        let epoch = u32::from_le_bytes(fields.take()?);
+        let count = u16::from_le_bytes(fields.take()?);
+        let chunk = u16::from_le_bytes(fields.take()?);
+        let chunks = u16::from_le_bytes(fields.take()?);
+        let flags = u16::from_le_bytes(fields.take()?);
+        let run_bytes = u32::from_le_bytes(fields.take()?);
+        let body_bytes = u32::from_le_bytes(fields.take()?) as usize;
+        let boot = fields.take()?;
+        let body = fields.0.get(..body_bytes).ok_or(BlockError::NotABlock)?;
+        let checked = checked.get(..HEADER_BYTES - 8 + body_bytes).ok_or(BlockError::NotABlock)?;
+        if crc32fast::hash(checked) != crc {
+            return Err(BlockError::Checksum);
+        }
+        let sane = count > 0
+            && chunk < chunks
+            && (chunks == 1 || count == 1)
+            && run_bytes as usize <= if count == 1 { EVENT_BYTES_MAX } else { RUN_BYTES_MAX };
+        if !sane {
+            return Err(BlockError::Inconsistent);
+        }
+        let origin = Origin { epoch, boot };
+        let is_lz4 = flags & FLAG_LZ4 != 0;
+        Ok(Self { first, origin, count, chunk, chunks, run_bytes, is_lz4, body })
+    }
+
+    /// Position of the last event.
+    pub fn last(&self) -> Seq {
+        self.first.plus(u64::from(self.count) - 1)
+    }
+
+    /// Whether it is the chunk behind `before`.
+    pub fn follows(&self, before: &Block<'_>) -> bool {
+        let bodyless = |block: &Block<'_>, chunk| Block { body: &[], chunk, ..*block };
+        before.chunk.checked_add(1) == Some(self.chunk) && bodyless(self, 0) == bodyless(before, 0)
+    }
+
+    /// Appends the events of an unchunked block to `run`.
+    ///
+    /// # Errors
+    /// [`BlockError::Inconsistent`]: `run` is as it was.
+    pub fn unpack(&self, run: &mut Vec<u8>) -> Result<(), BlockError> {
+        unpack(self.body, self.is_lz4, self.run_bytes, run)
+    }
+}
+
+/// Puts a chunked event together again; chunks come in order.
+#[derive(Debug, Default)]
+pub struct Assembly {
+    /// The chunk that was taken last, without its body. Of two events with one position, of which a crash has left
+    /// some chunks each, origin and length tell the chunks apart.
+    last: Option<Block<'static>>,
+    body: Vec<u8>,
+}
+
+impl Assembly {
+    /// Takes one chunk. `Ok(true)`: that was the last and the event now stands at the end of `run`.
+    ///
+    /// # Errors
+    /// [`BlockError::Inconsistent`]: a chunk is missing or foreign; the assembly starts afresh with the next chunk 0.
+    pub fn take(&mut self, block: &Block<'_>, run: &mut Vec<u8>) -> Result<bool, BlockError> {
+        if block.chunk == 0 {
+            self.last = None;
+            self.body.clear();
+        } else if !self.last.is_some_and(|last| block.follows(&last)) {
+            *self = Self::default();
+            return Err(BlockError::Inconsistent);
+        }
+        self.body.extend_from_slice(block.body);
+        self.last = Some(Block { body: &[], ..*block });
+        if block.chunk + 1 < block.chunks {
+            return Ok(false);
+        }
+        let body = std::mem::take(self).body;
+        unpack(&body, block.is_lz4, block.run_bytes, run).map(|()| true)
+    }
+
+    /// Whether chunks of an event were taken and others are still missing.
+    pub fn is_partial(&self) -> bool {
+        self.last.is_some()
+    }
+}
+
+fn unpack(body: &[u8], is_lz4: bool, run_bytes: u32, run: &mut Vec<u8>) -> Result<(), BlockError> {
+    let start = run.len();
+    let run_bytes = run_bytes as usize;
+    if !is_lz4 {
+        run.extend_from_slice(body);
+        return if body.len() == run_bytes {
+            Ok(())
+        } else {
+            run.truncate(start);
+            Err(BlockError::Inconsistent)
+        };
+    }
+    run.resize(start + run_bytes, 0);
+    let space = run.get_mut(start..).unwrap_or_default();
+    match lz4_flex::block::decompress_into(body, space) {
+        Ok(written) if written == run_bytes => Ok(()),
+        _ => {
+            run.truncate(start);
+            Err(BlockError::Inconsistent)
+        }
+    }
+}
+
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], BlockError> {
+        let (field, rest) = self.0.split_first_chunk().ok_or(BlockError::NotABlock)?;
+        self.0 = rest;
+        Ok(*field)
+    }
+}
+
+/// Writes blocks; keeps its buffers between calls.
+#[derive(Debug)]
+pub struct Encoder {
+    origin: Origin,
+    packed: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl Encoder {
+    /// An encoder for one run of the agent.
+    pub fn new(origin: Origin) -> Self {
+        Self { origin, packed: Vec::new(), value: Vec::new() }
+    }
+
+    /// Encodes a run of `count` events whose first is `first`, and hands each value with its chunk index to `put`:
+    /// one value for a run up to [`RUN_BYTES_MAX`], several for a single larger event.
+    ///
+    /// # Errors
+    /// Whatever `put` answers; values before it were put.
+    pub fn encode<E>(
+        &mut self,
+        first: Seq,
+        count: u16,
+        run: &[u8],
+        mut put: impl FnMut(u16, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.packed.resize(lz4_flex::block::get_maximum_output_size(run.len()), 0);
+        let packed_bytes = lz4_flex::block::compress_into(run, &mut self.packed).unwrap_or(usize::MAX);
+        let (body, flags) = match self.packed.get(..packed_bytes) {
+            Some(packed) if packed_bytes < run.len() => (packed, FLAG_LZ4),
+            _ => (run, 0),
+        };
+        let chunks = u16::try_from(body.chunks(RUN_BYTES_MAX).len()).unwrap_or(u16::MAX);
+        let run_bytes = u32::try_from(run.len()).unwrap_or(u32::MAX);
+        for (chunk, part) in (0..chunks).zip(body.chunks(RUN_BYTES_MAX)) {
+            let value = &mut self.value;
+            value.clear();
+            value.extend_from_slice(&MAGIC);
+            value.push(FORMAT);
+            value.extend_from_slice(&[0; 4]);
+            value.extend_from_slice(&first.0.to_le_bytes());
+            value.extend_from_slice(&self.origin.epoch.to_le_bytes());
+            for field in [count, chunk, chunks, flags] {
+                value.extend_from_slice(&field.to_le_bytes());
+            }
+            value.extend_from_slice(&run_bytes.to_le_bytes());
+            value.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_le_bytes());
+            value.extend_from_slice(&self.origin.boot);
+            value.extend_from_slice(part);
+            let crc = crc32fast::hash(value.get(8..).unwrap_or_default());
+            if let Some(place) = value.get_mut(4..8) {
+                place.copy_from_slice(&crc.to_le_bytes());
+            }
+            put(chunk, value)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ORIGIN: Origin = Origin { epoch: 3, boot: [7; 16] };
+
+    fn values(run: &[u8], count: u16) -> Vec<Vec<u8>> {
+        let mut values = Vec::new();
+        let done = Encoder::new(ORIGIN).encode(Seq(41), count, run, |chunk, value| {
+            assert_eq!(usize::from(chunk), values.len());
+            values.push(value.to_vec());
+            Ok::<_, Infallible>(())
+        });
+        assert_eq!(done, Ok(()));
+        values
+    }
+
+    fn noise(len: usize) -> Vec<u8> {
+        let mut rng = fastrand::Rng::with_seed(1);
+        (0..len).map(|_| rng.u8(..)).collect()
+    }
+
+    #[test]
+    fn a_value_never_reaches_the_size_of_a_sled_blob() {
+        const BLOB_BYTES: usize = 512 * 1024 / 4 / 17;
+        for run in [noise(RUN_BYTES_MAX), noise(RUN_BYTES_MAX * 40 + 1)] {
+            assert!(values(&run, 1).iter().all(|value| value.len() + 10 < BLOB_BYTES));
+        }
+    }
+
+    #[test]
+    fn a_small_run_is_one_block() {
+        let run = b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+        let values = values(run, 5);
+        assert_eq!(values.len(), 1);
+        let block = Block::parse(&values[0]).unwrap();
+        assert_eq!((block.first, block.last(), block.origin), (Seq(41), Seq(45), ORIGIN));
+        let mut out = b"before".to_vec();
+        block.unpack(&mut out).unwrap();
+        assert_eq!(out, [b"before", run.as_slice()].concat());
+        assert!(values[0].len() < HEADER_BYTES + run.len(), "compressed");
+    }
+
+    #[test]
+    fn a_large_event_is_chunked_and_comes_back() {
+        let run = noise(3 * RUN_BYTES_MAX + 1);
+        let values = values(&run, 1);
+        assert_eq!(values.len(), 4);
+        let (mut assembly, mut out) = (Assembly::default(), Vec::new());
+        for (index, value) in values.iter().enumerate() {
+            let done = assembly.take(&Block::parse(value).unwrap(), &mut out).unwrap();
+            assert_eq!(done, index == 3);
+        }
+        assert_eq!(out, run);
+        assert!(!assembly.is_partial());
+    }
+
+    #[test]
+    fn a_missing_chunk_is_noticed_and_the_next_event_is_served() {
+        let run = noise(3 * RUN_BYTES_MAX);
+        let values = values(&run, 1);
+        let (mut assembly, mut out) = (Assembly::default(), Vec::new());
+        let [first, second, third] = [0, 1, 2].map(|i| Block::parse(&values[i]).unwrap());
+        assert_eq!(assembly.take(&first, &mut out), Ok(false));
+        assert_eq!(assembly.take(&third, &mut out), Err(BlockError::Inconsistent));
+        assert_eq!(assembly.take(&second, &mut out), Err(BlockError::Inconsistent));
+        for block in [&first, &second] {
+            assert_eq!(assembly.take(block, &mut out), Ok(false));
+        }
+        assert_eq!(assembly.take(&third, &mut out), Ok(true));
+        assert_eq!(out, run);
+    }
+
+    #[test]
+    fn any_flipped_bit_and_any_cut_is_an_error() {
+        let value = values(b"some events, some events, some events", 2).remove(0);
+        for bit in 0..value.len() * 8 {
+            let mut damaged = value.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(Block::parse(&damaged).is_err(), "bit {bit}");
+        }
+        for len in 0..value.len() {
+            assert!(Block::parse(&value[..len]).is_err(), "cut at {len}");
+        }
+    }
+
+    #[test]
+    fn a_later_format_is_named() {
+        let mut value = values(b"x", 1).remove(0);
+        value[3] = FORMAT + 1;
+        assert_eq!(Block::parse(&value), Err(BlockError::Format(FORMAT + 1)));
+    }
+
+    proptest! {
+        #[test]
+        fn every_run_comes_back(run in prop::collection::vec(any::<u8>(), 1..30_000)) {
+            let (mut assembly, mut out) = (Assembly::default(), Vec::new());
+            for value in values(&run, 1) {
+                let block = Block::parse(&value).unwrap();
+                if block.chunks == 1 { block.unpack(&mut out).unwrap() } else { assembly.take(&block, &mut out).unwrap(); }
+            }
+            prop_assert_eq!(out, run);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut value = MAGIC.to_vec();
+            value.push(FORMAT);
+            value.extend(&bytes);
+            for value in [&bytes, &value] {
+                if let Ok(block) = Block::parse(value) { let _ = block.unpack(&mut Vec::new()); }
+            }
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! Test doubles of the shelf: ordered maps shared by every handle on the same medium, so that they can be opened
+//! again, with a power cut, scripted faults and a gate that holds a sync back.
+//!
+//! A write goes from `unsynced` to `synced` with a sync. A failed sync leaves each write lost at once or *in limbo*:
+//! still readable, and no later sync makes it durable, as it is with a page cache that dropped the dirty mark.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Bound, ControlFlow};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::store::{Listed, Shelf, Store, StoreError, Visit};
+use crate::event::Seq;
+
+/// Disk of an empty generation.
+const EMPTY_BYTES: u64 = 16 * 1024;
+
+type Value = Arc<[u8]>;
+type Map = BTreeMap<Vec<u8>, Value>;
+
+/// A put, or a removal (`None`).
+type Write = (Vec<u8>, Option<Value>);
+
+/// What a power cut leaves of the writes that were not synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// Everything: it was memory with a battery.
+    Nothing,
+    /// The first few: a log that is written in order.
+    Tail,
+    /// Any of them: all that the contract promises.
+    Any,
+}
+
+#[derive(Debug, Default)]
+struct Medium {
+    synced: Map,
+    /// Survived a failed sync so far, durable never.
+    limbo: Vec<Write>,
+    unsynced: Vec<Write>,
+    /// What is read: the three above in their order.
+    now: Map,
+    live_bytes: u64,
+    /// A file only grows.
+    disk_bytes: u64,
+    is_open: bool,
+}
+
+fn apply(map: &mut Map, (key, value): &Write) {
+    match value {
+        Some(value) => map.insert(key.clone(), Arc::clone(value)),
+        None => map.remove(key),
+    };
+}
+
+impl Medium {
+    fn write(&mut self, write: Write) {
+        let (key, value) = &write;
+        self.live_bytes += value.as_ref().map_or(0, |value| (key.len() + value.len()) as u64);
+        self.live_bytes -= self.now.get(key).map_or(0, |value| (key.len() + value.len()) as u64);
+        self.disk_bytes = self.disk_bytes.max(EMPTY_BYTES + self.live_bytes);
+        apply(&mut self.now, &write);
+        self.unsynced.push(write);
+    }
+
+    fn sync(&mut self) {
+        for write in std::mem::take(&mut self.unsynced) {
+            self.limbo.retain(|(key, _)| *key != write.0);
+            apply(&mut self.synced, &write);
+        }
+    }
+
+    fn fail_sync(&mut self, cut: Cut, rng: &mut fastrand::Rng) {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        let kept = [0, unsynced.len(), rng.usize(0..=unsynced.len())][rng.usize(0..3)];
+        let survived = unsynced.into_iter().enumerate();
+        let survived = survived.filter(|&(index, _)| if cut == Cut::Any { rng.bool() } else { index < kept });
+        self.limbo.extend(survived.map(|(_, write)| write));
+        self.load();
+    }
+
+    fn load(&mut self) {
+        self.now = self.synced.clone();
+        for write in &self.limbo {
+            apply(&mut self.now, write);
+        }
+        self.live_bytes = self.now.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
+    }
+
+    fn cut(&mut self, cut: Cut, rng: &mut fastrand::Rng) {
+        if cut == Cut::Nothing {
+            return self.sync();
+        }
+        self.limbo.append(&mut self.unsynced);
+        let kept = rng.usize(0..=self.limbo.len());
+        for (index, write) in std::mem::take(&mut self.limbo).iter().enumerate() {
+            if if cut == Cut::Tail { index < kept } else { rng.bool() } {
+                apply(&mut self.synced, write);
+            }
+        }
+        self.load();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Faults {
+    put: Option<StoreError>,
+    sync: Option<StoreError>,
+    create: Option<StoreError>,
+    /// Once each.
+    open: BTreeMap<Seq, StoreError>,
+    /// Until it is set aside.
+    damaged: BTreeSet<Seq>,
+    delete: Option<StoreError>,
+    panic: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    row: BTreeMap<Seq, Medium>,
+    aside: Vec<Seq>,
+    faults: Faults,
+    rng: fastrand::Rng,
+    cut: Cut,
+    syncs: u64,
+    /// Handles from before a power cut are dead.
+    life: u64,
+    is_held: bool,
+    /// Syncs that wait at the gate.
+    held: u64,
+}
+
+/// The shelf: every clone is the same medium.
+#[derive(Debug, Clone)]
+pub(super) struct MemoryShelf {
+    shared: Arc<(Mutex<State>, Condvar)>,
+}
+
+/// One open generation of it.
+#[derive(Debug)]
+pub(super) struct MemoryStore {
+    shelf: MemoryShelf,
+    first: Seq,
+    life: u64,
+}
+
+impl MemoryShelf {
+    pub(super) fn new(cut: Cut, seed: u64) -> Self {
+        let state = State {
+            row: BTreeMap::new(),
+            aside: Vec::new(),
+            faults: Faults::default(),
+            rng: fastrand::Rng::with_seed(seed),
+            cut,
+            syncs: 0,
+            life: 0,
+            is_held: false,
+            held: 0,
+        };
+        Self { shared: Arc::new((Mutex::new(state), Condvar::new())) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The power goes: unsynced writes are lost as the shelf's [`Cut`] says, open stores are dead.
+    pub(super) fn power_cut(&self) {
+        let mut state = self.state();
+        let State { row, rng, cut, life, faults, .. } = &mut *state;
+        for medium in row.values_mut() {
+            medium.cut(*cut, rng);
+            medium.is_open = false;
+        }
+        *life += 1;
+        *faults = Faults { damaged: std::mem::take(&mut faults.damaged), ..Faults::default() };
+    }
+
+    pub(super) fn fail_next_put(&self, error: StoreError) {
+        self.state().faults.put = Some(error);
+    }
+
+    pub(super) fn fail_next_sync(&self, error: StoreError) {
+        self.state().faults.sync = Some(error);
+    }
+
+    /// Something of it may exist afterwards all the same.
+    pub(super) fn fail_next_create(&self, error: StoreError) {
+        self.state().faults.create = Some(error);
+    }
+
+    pub(super) fn fail_next_delete(&self, error: StoreError) {
+        self.state().faults.delete = Some(error);
+    }
+
+    pub(super) fn fail_next_open(&self, first: Seq, error: StoreError) {
+        self.state().faults.open.insert(first, error);
+    }
+
+    pub(super) fn cut(&self) -> Cut {
+        self.state().cut
+    }
+
+    /// From its next opening on, the generation is damaged.
+    pub(super) fn damage(&self, first: Seq) {
+        self.state().faults.damaged.insert(first);
+    }
+
+    pub(super) fn panic_at_next_put(&self) {
+        self.state().faults.panic = true;
+    }
+
+    /// No faults any more.
+    pub(super) fn heal(&self) {
+        self.state().faults = Faults::default();
+    }
+
+    /// First positions of the generations in the row.
+    pub(super) fn row(&self) -> Vec<Seq> {
+        self.state().row.keys().copied().collect()
+    }
+
+    /// Whether something is readable that a power cut may take (limbo aside: a failed sync cannot be made good).
+    pub(super) fn is_dirty(&self) -> bool {
+        self.state().row.values().any(|medium| !medium.unsynced.is_empty())
+    }
+
+    pub(super) fn syncs(&self) -> u64 {
+        self.state().syncs
+    }
+
+    pub(super) fn open_count(&self) -> usize {
+        self.state().row.values().filter(|medium| medium.is_open).count()
+    }
+
+    /// From now on every sync waits for [`Self::release`].
+    pub(super) fn hold(&self) {
+        self.state().is_held = true;
+    }
+
+    /// Returns once a sync waits at the gate.
+    pub(super) fn wait_until_held(&self) {
+        let (_, changed) = &*self.shared;
+        let state = changed.wait_while(self.state(), |state| state.held == 0);
+        drop(state.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(super) fn release(&self) {
+        self.state().is_held = false;
+        self.shared.1.notify_all();
+    }
+
+    fn start(&self, first: Seq) -> Result<MemoryStore, StoreError> {
+        let mut state = self.state();
+        let life = state.life;
+        let medium =
+            state.row.entry(first).or_insert_with(|| Medium { disk_bytes: EMPTY_BYTES, ..Medium::default() });
+        if std::mem::replace(&mut medium.is_open, true) {
+            return Err(StoreError::Io(format!("{first} is open already")));
+        }
+        Ok(MemoryStore { shelf: self.clone(), first, life })
+    }
+}
+
+impl Shelf for MemoryShelf {
+    type Store = MemoryStore;
+
+    fn list(&mut self) -> Result<Vec<Listed>, StoreError> {
+        let state = self.state();
+        let row = state.row.keys().map(|&first| Listed { first, is_aside: false });
+        let aside = state.aside.iter().map(|&first| Listed { first, is_aside: true });
+        let mut listed: Vec<_> = row.chain(aside).collect();
+        listed.sort_unstable();
+        Ok(listed)
+    }
+
+    fn create(&mut self, first: Seq) -> Result<MemoryStore, StoreError> {
+        if let Some(error) = {
+            let mut state = self.state();
+            state.faults.create.take().map(|error| (error, state.rng.bool()))
+        } {
+            if error.1 {
+                drop(self.start(first)?);
+            }
+            return Err(error.0);
+        }
+        self.start(first)
+    }
+
+    fn open(&mut self, first: Seq) -> Result<MemoryStore, StoreError> {
+        let mut state = self.state();
+        if let Some(error) = state.faults.open.remove(&first) {
+            return Err(error);
+        }
+        if state.faults.damaged.contains(&first) || !state.row.contains_key(&first) {
+            return Err(StoreError::Damaged(format!("generation {first}")));
+        }
+        drop(state);
+        self.start(first)
+    }
+
+    fn disk_bytes(&self, first: Seq) -> u64 {
+        self.state().row.get(&first).map_or(0, |medium| medium.disk_bytes)
+    }
+
+    fn delete(&mut self, first: Seq) -> Result<(), StoreError> {
+        let mut state = self.state();
+        if let Some(error) = state.faults.delete.take() {
+            return Err(error);
+        }
+        let medium = state.row.remove(&first);
+        assert!(medium.is_none_or(|medium| !medium.is_open), "an open generation was deleted");
+        Ok(())
+    }
+
+    fn set_aside(&mut self, first: Seq) -> Result<String, StoreError> {
+        let mut state = self.state();
+        let Some(medium) = state.row.remove(&first) else {
+            return Err(StoreError::Io(format!("there is no generation {first}")));
+        };
+        assert!(!medium.is_open, "an open generation was set aside");
+        state.faults.damaged.remove(&first);
+        state.aside.push(first);
+        Ok(format!("memory:{first}"))
+    }
+}
+
+impl MemoryStore {
+    fn with<T>(&self, work: impl FnOnce(&mut Medium) -> T) -> Result<T, StoreError> {
+        let mut state = self.shelf.state();
+        if state.life != self.life {
+            return Err(StoreError::Io("the power was cut".into()));
+        }
+        state.row.get_mut(&self.first).map(work).ok_or_else(|| StoreError::Io("deleted".into()))
+    }
+}
+
+impl Drop for MemoryStore {
+    fn drop(&mut self) {
+        // An error means that there is nothing left to close.
+        let _ = self.with(|medium| medium.is_open = false);
+    }
+}
+
+impl Store for MemoryStore {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        let mut state = self.shelf.state();
+        if let Some(error) = state.faults.put.take() {
+            return Err(error);
+        }
+        let panics = std::mem::take(&mut state.faults.panic);
+        drop(state);
+        assert!(!panics, "this panic is part of a test");
+        self.with(|medium| medium.write((key.to_vec(), Some(value.into()))))
+    }
+
+    fn remove(&mut self, key: &[u8]) -> Result<(), StoreError> {
+        self.with(|medium| medium.write((key.to_vec(), None)))
+    }
+
+    fn floor(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let range = (Bound::Unbounded, Bound::Included(key));
+        self.with(|medium| medium.now.range::<[u8], _>(range).next_back().map(|(key, _)| key.clone()))
+    }
+
+    fn scan(&self, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        let range = (Bound::Included(from), Bound::Unbounded);
+        self.with(|medium| {
+            for (key, value) in medium.now.range::<[u8], _>(range) {
+                if let ControlFlow::Break(()) = visit(key, value) {
+                    break;
+                }
+            }
+        })
+    }
+
+    fn sync(&mut self) -> Result<(), StoreError> {
+        let (_, changed) = &*self.shelf.shared;
+        let mut state = self.shelf.state();
+        state.held += 1;
+        changed.notify_all();
+        state = changed.wait_while(state, |state| state.is_held).unwrap_or_else(PoisonError::into_inner);
+        state.held -= 1;
+        state.syncs += 1;
+        let failure = state.faults.sync.take();
+        let (cut, mut rng) = (state.cut, state.rng.fork());
+        drop(state);
+        match failure {
+            Some(error) => {
+                self.with(|medium| medium.fail_sync(cut, &mut rng))?;
+                Err(error)
+            }
+            None => self.with(Medium::sync),
+        }
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.with(|medium| medium.disk_bytes).unwrap_or(0)
+    }
+}

@@ -1,0 +1,715 @@
+//! The row of generations against a model, with crashes and faults; and the quota against the real disk.
+//!
+//! Invariants: what was acknowledged and not committed is served, whole and in order, unless its generation was
+//! damaged; a position never stands for two events once it was acknowledged or served; nothing is served that a power
+//! cut could still take; the cursor is never ahead of what was committed; the disk stays below its limit.
+#![allow(clippy::cast_possible_truncation, reason = "small numbers of a test")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
+
+use super::batch::Batch;
+use super::generations::{Figures, GENERATION_COST_BYTES, GROWTH, Generations};
+use super::identity::{HighWater, Identity};
+use super::memory::{Cut, MemoryShelf};
+use super::run::Run;
+use super::sled::SledShelf;
+use super::store::{Shelf, StoreError};
+use crate::event::{Event, EventId, Payload, Seq, Stamp};
+
+#[derive(Debug, Clone, Copy)]
+enum Action {
+    /// So many events of about this size.
+    Append {
+        count: u8,
+        bytes: u16,
+        is_noise: bool,
+    },
+    Sync,
+    /// Up to this part of what is durable, in 255ths.
+    Commit(u8),
+    Read {
+        from: u8,
+        bytes_max: u32,
+    },
+    Close,
+    /// The process ends without a word.
+    Die,
+    Fault(Fault),
+}
+
+/// What only the memory shelf can play.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    PowerCut {
+        is_high_water_late: bool,
+    },
+    Sync {
+        is_full: bool,
+    },
+    Put,
+    Create,
+    Delete,
+    Open(u8),
+    /// Damage, noticed at the start that follows at once.
+    Damage(u8),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let bytes =
+        prop_oneof![5 => 0..300_u16, 2 => 300..6_900_u16, 2 => 6_850..7_150_u16, 1 => 7_000..60_000_u16];
+    let append = (1..30_u8, bytes, any::<bool>()).prop_map(|(count, bytes, is_noise)| {
+        let count = count.min((100_000 / (u32::from(bytes) + 100)).max(1) as u8);
+        Action::Append { count, bytes, is_noise }
+    });
+    let fault = prop_oneof![
+        4 => any::<bool>().prop_map(|is_high_water_late| Fault::PowerCut { is_high_water_late }),
+        3 => any::<bool>().prop_map(|is_full| Fault::Sync { is_full }),
+        1 => Just(Fault::Put),
+        2 => Just(Fault::Create),
+        1 => Just(Fault::Delete),
+        1 => any::<u8>().prop_map(Fault::Open),
+        1 => any::<u8>().prop_map(Fault::Damage),
+    ];
+    prop_oneof![
+        10 => append,
+        8 => Just(Action::Sync),
+        3 => any::<u8>().prop_map(Action::Commit),
+        3 => (any::<u8>(), 1..200_000_u32).prop_map(|(from, bytes_max)| Action::Read { from, bytes_max }),
+        1 => Just(Action::Close),
+        1 => Just(Action::Die),
+        4 => fault.prop_map(Action::Fault),
+    ]
+}
+
+/// An event of the test: its number is its id and the seed of its payload.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    id: u64,
+    bytes: usize,
+    is_noise: bool,
+}
+
+impl Sample {
+    fn payload(self) -> Vec<u8> {
+        let mut rng = fastrand::Rng::with_seed(self.id);
+        let mut payload = vec![self.id as u8; self.bytes];
+        if self.is_noise {
+            rng.fill(&mut payload);
+        }
+        payload
+    }
+}
+
+fn batch(samples: &[Sample]) -> Batch {
+    let mut batch = Batch::new();
+    for sample in samples {
+        let (id, payload) = (sample.id.to_string(), sample.payload());
+        let event = Event {
+            id: EventId::Given(&id),
+            kind: "k",
+            source_type: "t",
+            source_id: "s",
+            timestamp: None,
+            received: Stamp { wall_us: 1, boot_us: 2, clock_trusted: true },
+            payload: Payload::Bytes(&payload),
+        };
+        batch.push(&event, usize::MAX).unwrap();
+    }
+    batch
+}
+
+/// Where the generations are.
+trait Medium {
+    type Shelf: Shelf;
+
+    fn shelf(&self) -> Self::Shelf;
+
+    fn memory(&self) -> Option<&MemoryShelf>;
+}
+
+impl Medium for MemoryShelf {
+    type Shelf = Self;
+
+    fn shelf(&self) -> Self {
+        self.clone()
+    }
+
+    fn memory(&self) -> Option<&MemoryShelf> {
+        Some(self)
+    }
+}
+
+#[derive(Debug)]
+struct Disk<'a>(&'a Path);
+
+impl Medium for Disk<'_> {
+    type Shelf = SledShelf;
+
+    fn shelf(&self) -> SledShelf {
+        SledShelf::new(self.0.to_owned())
+    }
+
+    fn memory(&self) -> Option<&MemoryShelf> {
+        None
+    }
+}
+
+struct Limits {
+    bytes_max: u64,
+    generation_bytes: u64,
+}
+
+fn open<M: Medium>(medium: &M, dir: &Path, limits: &Limits) -> Generations<M::Shelf> {
+    // Scripted faults happen once, so that it opens after a few tries.
+    for _ in 0..6 {
+        let (identity, high_water) = (Identity::open(dir).unwrap(), HighWater::open(dir).unwrap());
+        match Generations::open(medium.shelf(), identity, high_water, [7; 16], limits.bytes_max) {
+            Ok(generations) => return generations.with_generation_bytes(limits.generation_bytes),
+            Err(error) => assert!(medium.memory().is_some(), "{error}"),
+        }
+    }
+    panic!("does not open");
+}
+
+struct Model<'a, M: Medium> {
+    medium: M,
+    dir: &'a Path,
+    limits: Limits,
+    /// `None` only while it is replaced.
+    generations: Option<Generations<M::Shelf>>,
+    samples: Vec<Sample>,
+    /// Put and not synced, with first positions.
+    pending: Vec<(Seq, Vec<u64>)>,
+    /// Acknowledged and to be served: position and sample.
+    acked: BTreeMap<u64, u64>,
+    /// Every position that was ever acknowledged or served.
+    known: BTreeMap<u64, u64>,
+    /// Last commit that was asked for.
+    asked: Seq,
+    /// `HIGHWATER` as it was synced last, and the newest generation then.
+    high_water: (Vec<u8>, Option<Seq>),
+    /// A count of damage may be right or not any more.
+    has_failed: bool,
+    rng: fastrand::Rng,
+}
+
+impl<'a, M: Medium> Model<'a, M> {
+    fn new(medium: M, dir: &'a Path, limits: Limits, seed: u64) -> Self {
+        let generations = Some(open(&medium, dir, &limits));
+        Self {
+            medium,
+            dir,
+            limits,
+            generations,
+            samples: Vec::new(),
+            pending: Vec::new(),
+            acked: BTreeMap::new(),
+            known: BTreeMap::new(),
+            asked: Seq(0),
+            high_water: (Vec::new(), None),
+            has_failed: false,
+            rng: fastrand::Rng::with_seed(seed),
+        }
+    }
+
+    fn generations(&mut self) -> &mut Generations<M::Shelf> {
+        self.generations.as_mut().unwrap()
+    }
+
+    fn act(&mut self, action: Action) -> TestCaseResult {
+        match action {
+            Action::Append { count, bytes, is_noise } => self.append(count, usize::from(bytes), is_noise),
+            Action::Sync => self.sync(),
+            Action::Commit(part) => {
+                let durable = self.generations().figures().durable;
+                let seq = Seq(durable.0 * u64::from(part) / 255);
+                self.asked = self.asked.max(seq);
+                self.generations().advance(seq);
+                Ok(())
+            }
+            Action::Read { from, bytes_max } => {
+                let durable = self.generations().figures().durable;
+                self.read(Seq(durable.0 * u64::from(from) / 255), bytes_max as usize).map(drop)
+            }
+            Action::Close => {
+                if let Some(generations) = self.generations.take()
+                    && generations.close().is_ok()
+                {
+                    self.acknowledge()?;
+                }
+                self.start()
+            }
+            Action::Die => {
+                self.generations = None;
+                self.start()
+            }
+            Action::Fault(fault) => match self.medium.memory().cloned() {
+                Some(memory) => self.fault(&memory, fault),
+                None => Ok(()),
+            },
+        }?;
+        self.note_high_water();
+        Ok(())
+    }
+
+    fn fault(&mut self, memory: &MemoryShelf, fault: Fault) -> TestCaseResult {
+        let io = || StoreError::Io("scripted".into());
+        match fault {
+            Fault::PowerCut { is_high_water_late } => {
+                memory.power_cut();
+                self.generations = None;
+                if is_high_water_late && self.high_water.1.is_some() {
+                    fs::write(self.dir.join("HIGHWATER"), &self.high_water.0).unwrap();
+                }
+                return self.start();
+            }
+            Fault::Sync { is_full: true } => memory.fail_next_sync(StoreError::NoSpace("scripted".into())),
+            Fault::Sync { is_full: false } => memory.fail_next_sync(io()),
+            Fault::Put => memory.fail_next_put(io()),
+            Fault::Create => memory.fail_next_create(StoreError::NoSpace("scripted".into())),
+            Fault::Delete => memory.fail_next_delete(io()),
+            Fault::Open(which) => {
+                let row = memory.row();
+                memory.fail_next_open(row[usize::from(which) % row.len()], io());
+            }
+            Fault::Damage(which) => {
+                let row = memory.row();
+                let index = usize::from(which) % row.len();
+                memory.damage(row[index]);
+                let end = row.get(index + 1).map_or(u64::MAX, |next| next.0);
+                self.acked.retain(|seq, _| !(row[index].0..end).contains(seq));
+                self.has_failed = true;
+                self.generations = None;
+                return self.start();
+            }
+        }
+        self.has_failed = true;
+        Ok(())
+    }
+
+    /// The process starts again.
+    fn start(&mut self) -> TestCaseResult {
+        self.pending.clear();
+        self.generations = Some(open(&self.medium, self.dir, &self.limits));
+        if let Some(memory) = self.medium.memory() {
+            prop_assert!(!memory.is_dirty(), "what was found is served and could still be lost");
+        }
+        let figures = self.generations().figures();
+        prop_assert!(figures.cursor <= self.asked, "{figures:?} {:?}", self.asked);
+        self.check()
+    }
+
+    /// A write failed.
+    fn reopen(&mut self) -> TestCaseResult {
+        self.pending.clear();
+        self.has_failed = true;
+        for _ in 0..6 {
+            if self.generations().reopen().is_ok() {
+                let asked = self.asked;
+                self.generations().advance(asked);
+                return self.check();
+            }
+        }
+        Err(TestCaseError::fail("does not open again"))
+    }
+
+    fn append(&mut self, count: u8, bytes: usize, is_noise: bool) -> TestCaseResult {
+        let from = self.samples.len() as u64;
+        let samples = (from..from + u64::from(count)).map(|id| Sample { id, bytes, is_noise });
+        self.samples.extend(samples);
+        let batch = batch(&self.samples[from as usize..]);
+        match self.generations().has_room(batch.bytes()) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(_) => return self.reopen(),
+        }
+        match self.generations().put(&batch) {
+            Ok(first) => self.pending.push((first, (from..from + u64::from(count)).collect())),
+            Err(_) => return self.reopen(),
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> TestCaseResult {
+        if self.generations().sync().is_err() {
+            return self.reopen();
+        }
+        self.acknowledge()?;
+        let figures = self.generations().figures();
+        if !self.has_failed {
+            prop_assert!(figures.disk_bytes <= self.limits.bytes_max, "{figures:?}");
+            if self.medium.memory().is_none() {
+                prop_assert!(bytes_on_disk(self.dir) <= self.limits.bytes_max, "{figures:?}");
+            }
+        }
+        prop_assert!(figures.cursor <= self.asked);
+        Ok(())
+    }
+
+    fn acknowledge(&mut self) -> TestCaseResult {
+        for (first, ids) in std::mem::take(&mut self.pending) {
+            for (seq, id) in (first.0..).zip(ids) {
+                prop_assert!(self.known.range(seq..).next().is_none(), "{seq} does not grow");
+                self.known.insert(seq, id);
+                self.acked.insert(seq, id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads once and checks what comes; answers the positions and where it ended.
+    fn read(&mut self, after: Seq, bytes_max: usize) -> Result<(Vec<u64>, Seq), TestCaseError> {
+        let mut run = Run::default();
+        if self.generations().read(after, bytes_max, &mut run).is_err() {
+            // A scripted failure to open; the next time is another one.
+            prop_assert!(self.has_failed);
+            return Ok((Vec::new(), after));
+        }
+        let durable = self.generations().figures().durable;
+        prop_assert!(run.end() <= durable.max(after));
+        let (mut seen, mut last) = (Vec::new(), after);
+        for (seq, _, event) in run.events() {
+            prop_assert!(seq > last && seq <= run.end());
+            last = seq;
+            let id: u64 = event.id.text(&mut [0; 36]).parse().unwrap();
+            let payload = self.samples[id as usize].payload();
+            prop_assert_eq!(event.payload, Payload::Bytes(&payload));
+            let known = *self.known.entry(seq.0).or_insert(id);
+            prop_assert_eq!(known, id, "position {} stands for two events", seq);
+            seen.push(seq.0);
+        }
+        if let Some(memory) = self.medium.memory() {
+            prop_assert!(memory.open_count() <= 2, "{} are open", memory.open_count());
+        }
+        Ok((seen, run.end()))
+    }
+
+    /// Reads everything behind the cursor and looks whether all of it is there.
+    fn check(&mut self) -> TestCaseResult {
+        let figures = self.generations().figures();
+        let (mut after, mut seen) = (figures.cursor, Vec::new());
+        let mut failures = 0;
+        while after < figures.durable {
+            let bytes_max = self.rng.usize(1..100_000);
+            let (positions, end) = self.read(after, bytes_max)?;
+            failures += u8::from(end == after);
+            prop_assert!(failures < 9, "the read at {} gets no further", after);
+            seen.extend(positions);
+            after = end;
+        }
+        let wanted = self.acked.range(self.asked.0 + 1..).map(|(seq, _)| *seq);
+        let missing: Vec<_> = wanted.filter(|seq| seen.binary_search(seq).is_err()).collect();
+        prop_assert!(missing.is_empty(), "acknowledged and missing: {:?} {:?}", missing, figures);
+        // Where anything unsynced may be lost, the rest has holes that were never acknowledged and are counted.
+        let is_exact = self.medium.memory().is_none_or(|memory| memory.cut() != Cut::Any);
+        if is_exact && !self.has_failed {
+            prop_assert_eq!(self.generations().figures().damaged, 0);
+        }
+        Ok(())
+    }
+
+    fn note_high_water(&mut self) {
+        let Some(memory) = self.medium.memory() else { return };
+        let newest = memory.row().last().copied();
+        if self.high_water.1 != newest {
+            self.high_water = (fs::read(self.dir.join("HIGHWATER")).unwrap(), newest);
+        }
+    }
+
+    /// No more faults: everything is drained, one generation is left, and there is room again.
+    fn finish(&mut self) -> TestCaseResult {
+        if let Some(memory) = self.medium.memory() {
+            memory.heal();
+        }
+        self.sync()?;
+        self.check()?;
+        let durable = self.generations().figures().durable;
+        self.asked = durable;
+        self.generations().advance(durable);
+        self.sync()?;
+        let figures = self.generations().figures();
+        prop_assert_eq!((figures.cursor, figures.generations), (durable, 1), "{:?}", figures);
+        self.append(1, 100, false)?;
+        prop_assert_eq!(self.pending.len(), 1, "there is room: {:?}", self.generations().figures());
+        self.sync()?;
+        self.check()?;
+        prop_assert_eq!(self.acked.range(durable.0 + 1..).count(), 1);
+        Ok(())
+    }
+}
+
+/// A folder in memory, where there is such a thing: what syncs do is not the question here, and there are thousands.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+fn bytes_on_disk(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| {
+            if entry.file_type().unwrap().is_dir() {
+                bytes_on_disk(&entry.path())
+            } else {
+                entry.metadata().unwrap().len()
+            }
+        })
+        .sum()
+}
+
+fn play<M: Medium>(medium: M, limits: Limits, actions: &[Action], seed: u64) -> TestCaseResult {
+    let dir = scratch();
+    let mut model = Model::new(medium, dir.path(), limits, seed);
+    for &action in actions {
+        model.act(action)?;
+    }
+    model.finish()
+}
+
+const MEMORY: Limits = Limits { bytes_max: 3 * 1024 * 1024, generation_bytes: 64 * 1024 };
+
+/// So many cases, unless `PROPTEST_CASES` asks for a longer run.
+fn cases(cases: u32) -> ProptestConfig {
+    let asked = std::env::var_os("PROPTEST_CASES").is_some();
+    let config = ProptestConfig::default();
+    if asked { config } else { ProptestConfig { cases, ..config } }
+}
+
+proptest! {
+    #![proptest_config(cases(150))]
+
+    #[test]
+    fn a_log_that_loses_its_tail(actions in prop::collection::vec(action(), 1..80), seed: u64) {
+        play(MemoryShelf::new(Cut::Tail, seed), MEMORY, &actions, seed)?;
+    }
+
+    #[test]
+    fn a_store_that_loses_anything_unsynced(actions in prop::collection::vec(action(), 1..80), seed: u64) {
+        play(MemoryShelf::new(Cut::Any, seed), MEMORY, &actions, seed)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(8))]
+
+    #[test]
+    fn sled_with_starts_in_between(actions in prop::collection::vec(action(), 1..80), seed: u64) {
+        let limits = Limits { bytes_max: 24 * 1024 * 1024, generation_bytes: 256 * 1024 };
+        let dir = scratch();
+        let mut model = Model::new(Disk(dir.path()), dir.path(), limits, seed);
+        for action in actions {
+            model.act(action)?;
+        }
+        model.finish()?;
+    }
+}
+
+/// Fills the real store to its limit, drains a part, fills it again, lap after lap, with events of one kind.
+fn laps_at_the_limit(bytes_max: u64, seed: u64) {
+    let dir = scratch();
+    let limits = Limits { bytes_max, generation_bytes: (bytes_max / 8).clamp(1024 * 1024, 8 * 1024 * 1024) };
+    let mut generations = open(&Disk(dir.path()), dir.path(), &limits);
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut id = 0;
+    for lap in 0..5 {
+        let (is_noise, largest) = (rng.u8(0..5) > 0, [600, 6_000, 60_000][rng.usize(0..3)]);
+        loop {
+            let samples: Vec<_> = (id..id + rng.u64(1..400))
+                .map(|id| Sample { id, bytes: rng.usize(1..largest), is_noise })
+                .scan(0, |bytes, sample| {
+                    *bytes += sample.bytes;
+                    (*bytes < 400_000).then_some(sample)
+                })
+                .collect();
+            let batch = batch(&samples);
+            if !generations.has_room(batch.bytes()).unwrap() {
+                break;
+            }
+            id += samples.len() as u64;
+            generations.put(&batch).unwrap();
+            if rng.u8(0..8) < 3 {
+                generations.sync().unwrap();
+                let real = bytes_on_disk(dir.path());
+                assert!(real <= bytes_max, "lap {lap}: {real} of {bytes_max}, {:?}", generations.figures());
+            }
+        }
+        generations.sync().unwrap();
+        let real = bytes_on_disk(dir.path());
+        assert!(real <= bytes_max, "lap {lap}: {real} of {bytes_max}");
+        let Figures { durable, cursor, .. } = generations.figures();
+        let part = if lap % 2 == 1 { durable.0 - cursor.0 } else { rng.u64(0..=durable.0 - cursor.0) };
+        // In steps, as a drain does.
+        for step in 1..=10 {
+            generations.advance(Seq(cursor.0 + part * step / 10));
+            generations.sync().unwrap();
+        }
+        let real = bytes_on_disk(dir.path());
+        assert!(real <= bytes_max, "lap {lap}, drained: {real} of {bytes_max}");
+        if part == durable.0 - cursor.0 {
+            assert!(
+                generations.has_room(400_000).unwrap(),
+                "lap {lap}: full and empty, {:?}",
+                generations.figures()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_small_disk_is_never_overrun_nor_stuck() {
+    for seed in 0..3 {
+        laps_at_the_limit(8 * 1024 * 1024, seed);
+    }
+}
+
+#[test]
+fn a_middling_disk_is_never_overrun_nor_stuck() {
+    laps_at_the_limit(20 * 1024 * 1024, 4);
+}
+
+/// Puts groups of incompressible events until a few generations are full.
+fn groups(event_bytes: usize, group_bytes: usize) {
+    let dir = scratch();
+    let limits = Limits { bytes_max: 256 * 1024 * 1024, generation_bytes: 8 * 1024 * 1024 };
+    let mut generations = open(&Disk(dir.path()), dir.path(), &limits);
+    let mut rng = fastrand::Rng::with_seed(event_bytes as u64);
+    let (mut id, mut total) = (0, 0);
+    while total < 12_000_000 {
+        let (before, mut put) = (bytes_on_disk(dir.path()), 0);
+        while put < group_bytes {
+            let bytes = rng.usize(event_bytes / 2..event_bytes);
+            let batch = batch(&[Sample { id, bytes, is_noise: true }]);
+            generations.put(&batch).unwrap();
+            id += 1;
+            put += batch.bytes();
+        }
+        generations.sync().unwrap();
+        total += put;
+        let growth = bytes_on_disk(dir.path()) - before;
+        let allowed = GROWTH * put as u64 + GENERATION_COST_BYTES;
+        assert!(growth <= allowed, "{event_bytes} {group_bytes}: {put} put, {growth} of {allowed}");
+    }
+}
+
+#[test]
+fn sled_grows_no_more_than_the_quota_allows_for() {
+    for (event_bytes, group_bytes) in
+        [(900, 100_000), (6_900, 400_000), (60_000, 900_000), (60_000, 4_000_000), (1_000_000, 2_000_000)]
+    {
+        groups(event_bytes, group_bytes);
+    }
+}
+
+/// What earlier versions got wrong, as short as it can be told.
+#[test]
+fn known_mistakes() {
+    use Action::{Append, Close, Commit, Die, Fault as Play, Sync};
+    let small = Append { count: 1, bytes: 0, is_noise: false };
+    let large = |count| Append { count, bytes: 7_500, is_noise: true };
+    let failing = Play(Fault::Sync { is_full: false });
+    let cut = |is_high_water_late| Play(Fault::PowerCut { is_high_water_late });
+    let mistakes: [&[Action]; 9] = [
+        // The first sync of a generation fails: the new one cannot have the same name.
+        &[small, failing, Sync, small, Sync, cut(false), failing, Sync, small, Sync],
+        // A new, empty generation is damaged: its name is taken.
+        &[Play(Fault::Damage(0)), small, Sync, Close],
+        // A put fails behind others: what is still there is served, hence synced.
+        &[small, Play(Fault::Put), small, Close],
+        // A process that dies before its sync leaves events that are served, hence synced.
+        &[small, Die, cut(false), small, Sync],
+        // The agent ends with a failed sync: the next one does not write behind what the disk may not have.
+        &[small, Sync, small, failing, Close, cut(true), small, Sync],
+        // The sync at a start fails.
+        &[small, Sync, failing, small, Die, cut(true), small, Sync],
+        // A generation is made by half and the old one grows on.
+        &[large(13), Play(Fault::Create), Sync, small, Sync, Close],
+        &[large(13), Play(Fault::Create), Play(Fault::Delete), Sync, small, Sync, Close, Commit(99)],
+        // Chunks without their event lie between later blocks.
+        &[
+            small,
+            Sync,
+            large(5),
+            cut(false),
+            Append { count: 8, bytes: 0, is_noise: false },
+            Sync,
+            Commit(128),
+            Sync,
+        ],
+    ];
+    for (index, actions) in mistakes.iter().enumerate() {
+        for seed in 0..20 {
+            for cut in [Cut::Tail, Cut::Any] {
+                let played = play(MemoryShelf::new(cut, seed), MEMORY, actions, seed);
+                assert!(played.is_ok(), "{index}, seed {seed}, {cut:?}: {played:?}");
+            }
+        }
+    }
+}
+
+/// One file of one generation is damaged, somewhere in a row of several.
+#[test]
+fn sled_damaged_in_one_generation_serves_the_others() {
+    const EACH: u64 = 8;
+    let sound = scratch();
+    let limits = || Limits { bytes_max: 64 * 1024 * 1024, generation_bytes: 256 * 1024 };
+    let mut model = Model::new(Disk(sound.path()), sound.path(), limits(), 1);
+    for _ in 0..40 {
+        model.append(EACH as u8, 4_000, true).unwrap();
+        model.sync().unwrap();
+    }
+    let (known, samples) = (model.known.clone(), model.samples.clone());
+    drop(model);
+    let mut starts = SledShelf::new(sound.path().to_owned()).list().unwrap();
+    starts.retain(|listed| listed.first < Seq(40 * EACH));
+    assert!(starts.len() > 3);
+    for seed in 0..24 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let dir = scratch();
+        copy(sound.path(), dir.path());
+        let victim = rng.usize(0..starts.len());
+        let first = starts[victim].first.0;
+        let end = starts.get(victim + 1).map_or(u64::MAX, |next| next.first.0);
+        let path = dir.path().join(format!("{first:020}.gen/db"));
+        let mut content = fs::read(&path).unwrap();
+        match seed % 4 {
+            0 => content.truncate(rng.usize(0..content.len())),
+            1 => content.clear(),
+            2 => {
+                let at = rng.usize(0..content.len() - 512);
+                content[at..at + 512].fill(0xa5);
+            }
+            _ => {
+                let at = rng.usize(0..content.len());
+                content[at] ^= 1 << rng.u8(0..8);
+            }
+        }
+        fs::write(&path, content).unwrap();
+        let mut model = Model::new(Disk(dir.path()), dir.path(), limits(), seed);
+        (model.samples, model.known, model.has_failed) = (samples.clone(), known.clone(), true);
+        model.acked =
+            known.iter().filter(|(seq, _)| !(first..end).contains(seq)).map(|(&a, &b)| (a, b)).collect();
+        model.check().unwrap();
+        let Figures { damaged, .. } = model.generations().figures();
+        let inside = known.keys().filter(|seq| (first..end).contains(seq)).count() as u64;
+        assert!(damaged <= inside, "seed {seed}: {damaged} of {inside}");
+        model.check().unwrap();
+        assert_eq!(model.generations().figures().damaged, damaged, "counted once");
+        model.finish().unwrap();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}

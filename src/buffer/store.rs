@@ -1,0 +1,127 @@
+//! The seam to the disk: one ordered key-value store per generation, and the shelf that holds them.
+//!
+//! Three implementations keep the same contract (`contract`): sled, memory, and memory that forgets everything
+//! since the last sync. The contract: after [`Store::sync`] returned `Ok`, every earlier `put` and `remove` survives
+//! a power cut; without it each of them may or may not survive.
+
+use std::fmt::Debug;
+use std::ops::ControlFlow;
+
+use thiserror::Error;
+
+use crate::error::Class;
+use crate::event::Seq;
+
+/// A store's failure.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// No space or over a disk quota: never a reason to set data aside. Free space or wait, then open it again.
+    #[error("no space left: {0}")]
+    NoSpace(String),
+    /// The system refused or the disk failed: nothing more is acknowledged from this store until it was opened again.
+    #[error("{0}")]
+    Io(String),
+    /// The store's content cannot be read: set it aside.
+    #[error("damaged: {0}")]
+    Damaged(String),
+}
+
+impl StoreError {
+    /// The reaction: only damage is final for a store.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::NoSpace(_) | Self::Io(_) => Class::Retry,
+            Self::Damaged(_) => Class::Reject,
+        }
+    }
+}
+
+/// One generation's key-value store, ordered by key bytes. Owned by the writer thread.
+pub trait Store: Send + Debug {
+    /// Stores `value` under `key`; durable after the next [`Store::sync`].
+    ///
+    /// # Errors
+    /// [`StoreError`]; the store is not to be written again before it was opened anew.
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError>;
+
+    /// Removes `key`, if it is there; durable after the next [`Store::sync`].
+    ///
+    /// # Errors
+    /// As [`Store::put`].
+    fn remove(&mut self, key: &[u8]) -> Result<(), StoreError>;
+
+    /// The greatest key at or below `key`.
+    ///
+    /// # Errors
+    /// As [`Store::put`].
+    fn floor(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Shows every entry from `from` on, in order, until `visit` breaks.
+    ///
+    /// # Errors
+    /// As [`Store::put`].
+    fn scan(&self, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError>;
+
+    /// Makes everything before it durable, over a power cut too.
+    ///
+    /// # Errors
+    /// [`StoreError`]: what was written since the last sync is in an unknown state. Never retried on the same store:
+    /// the page cache may have forgotten the failed pages.
+    fn sync(&mut self) -> Result<(), StoreError>;
+
+    /// Bytes of disk it takes now.
+    fn disk_bytes(&self) -> u64;
+}
+
+/// What [`Store::scan`] calls for each key and value.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
+/// One generation on the shelf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listed {
+    /// Its first sequence number.
+    pub first: Seq,
+    /// Whether it was found damaged and set aside.
+    pub is_aside: bool,
+}
+
+/// The row of generations, each named by its first sequence number.
+pub trait Shelf: Send + Debug {
+    /// Its stores.
+    type Store: Store;
+
+    /// All generations by ascending first sequence number, also those that were set aside. Leftovers of an interrupted
+    /// removal are cleared away.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]: the directory cannot be read.
+    fn list(&mut self) -> Result<Vec<Listed>, StoreError>;
+
+    /// Makes a new, empty generation whose existence survives a power cut once this returned.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing usable was made.
+    fn create(&mut self, first: Seq) -> Result<Self::Store, StoreError>;
+
+    /// Opens an existing generation.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`]: set it aside. The others: keep it and try again later.
+    fn open(&mut self, first: Seq) -> Result<Self::Store, StoreError>;
+
+    /// Bytes of disk that a generation takes, open or not; 0 when that cannot be found out.
+    fn disk_bytes(&self, first: Seq) -> u64;
+
+    /// Deletes a generation that is not open, over a power cut too. One that is not there counts as deleted.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]: it may still be there, whole or in part; the next [`Shelf::list`] goes on with it.
+    fn delete(&mut self, first: Seq) -> Result<(), StoreError>;
+
+    /// Takes a generation out of the row and keeps it for salvage, and says where.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]: it is still in the row.
+    fn set_aside(&mut self, first: Seq) -> Result<String, StoreError>;
+}

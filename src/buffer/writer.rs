@@ -1,0 +1,357 @@
+//! The writer thread: takes what waits, stores it, syncs once, answers everybody.
+//!
+//! Appends keep the order in which they came. While the buffer is full they wait in that order (or are refused, by
+//! policy); the drain's reads and commits go on, for only they can make room. After a failed write nothing is
+//! acknowledged until the row of generations was opened again, which is tried once a second.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::generations::Generations;
+use super::store::{Shelf, StoreError};
+use super::{AppendError, Appended, Batch, Published, ReadError, Refused, Run, WhenFull};
+use crate::event::Seq;
+use crate::log::Limited;
+
+/// Time between two tries to open the buffer again after a failed write.
+const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a cursor waits for a group of appends to become durable with it, before it gets a sync of its own: nobody
+/// waits for that sync, and a cursor that is late only sends some events again after a crash.
+const CURSOR_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Shortest time between two lines that say that the buffer is full.
+const FULL_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A batch on its way to the disk.
+#[derive(Debug)]
+pub(super) struct Append {
+    pub(super) batch: Batch,
+    /// When it must be answered, room or not.
+    pub(super) deadline: Option<Instant>,
+    pub(super) reply: oneshot::Sender<Result<Appended, Refused>>,
+    /// Its place in the queue, free for the next one when it is answered.
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+impl Append {
+    fn refuse(self, reason: AppendError) {
+        drop(self.permit);
+        // A caller that has gone away does not want to know.
+        let _ = self.reply.send(Err(Refused { reason, batch: Some(self.batch) }));
+    }
+
+    fn accept(self, first: Seq) {
+        drop(self.permit);
+        let _ = self.reply.send(Ok(Appended { first, batch: self.batch }));
+    }
+}
+
+/// What the handle asks of the writer.
+#[derive(Debug)]
+pub(super) enum Command {
+    Append(Append),
+    Read {
+        after: Seq,
+        bytes_max: usize,
+        run: Run,
+        reply: oneshot::Sender<Result<Run, ReadError>>,
+    },
+    /// The cursor is in [`Published::cursor_asked`].
+    Commit {
+        reply: Option<oneshot::Sender<Result<(), ReadError>>>,
+    },
+    Close {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// A write failed: what the error was and when opening is tried again.
+#[derive(Debug)]
+struct Broken {
+    error: StoreError,
+    retry: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct Writer<H: Shelf> {
+    generations: Generations<H>,
+    commands: Receiver<Command>,
+    published: Arc<Published>,
+    when_full: WhenFull,
+    commit_interval: Duration,
+    /// Accepted and not yet stored, in order.
+    waiting: VecDeque<Append>,
+    /// Stored and not yet synced, with their first positions.
+    stored: Vec<(Seq, Append)>,
+    commits: Vec<oneshot::Sender<Result<(), ReadError>>>,
+    closing: Option<oneshot::Sender<()>>,
+    last_sync: Option<Instant>,
+    broken: Option<Broken>,
+    /// Whether the last append that asked for room found some.
+    had_room: bool,
+    full_log: Limited,
+    is_full_told: bool,
+}
+
+impl<H: Shelf> Writer<H> {
+    pub(super) fn new(
+        generations: Generations<H>,
+        commands: Receiver<Command>,
+        published: Arc<Published>,
+        when_full: WhenFull,
+        commit_interval: Duration,
+    ) -> Self {
+        Self {
+            generations,
+            commands,
+            published,
+            when_full,
+            commit_interval,
+            waiting: VecDeque::new(),
+            stored: Vec::new(),
+            commits: Vec::new(),
+            closing: None,
+            last_sync: None,
+            broken: None,
+            had_room: true,
+            full_log: Limited::new(FULL_LOG_INTERVAL),
+            is_full_told: false,
+        }
+    }
+
+    /// Works until it is closed or every handle is gone.
+    pub(super) fn run(mut self) -> Result<(), StoreError> {
+        while self.closing.is_none() {
+            match self.receive() {
+                Ok(command) => self.take(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            while let Ok(command) = self.commands.try_recv() {
+                self.take(command);
+            }
+            if self.closing.is_some() || self.held_until().is_none_or(|until| until <= Instant::now()) {
+                self.turn();
+            }
+        }
+        for append in self.waiting.drain(..) {
+            append.refuse(AppendError::Closed);
+        }
+        let closed = match self.broken {
+            Some(broken) => Err(broken.error),
+            None => {
+                self.generations.advance(Seq(self.published.cursor_asked.load(Ordering::Acquire)));
+                self.generations.close()
+            }
+        };
+        if let Some(reply) = self.closing {
+            let _ = reply.send(());
+        }
+        closed
+    }
+
+    /// Waits for the next command, not past the next moment at which something is due without one.
+    fn receive(&self) -> Result<Command, RecvTimeoutError> {
+        let deadlines = self.waiting.iter().filter_map(|append| append.deadline);
+        let retry = self.broken.iter().map(|broken| broken.retry);
+        match deadlines.chain(retry).chain(self.held_until()).min() {
+            Some(due) => self.commands.recv_timeout(due.saturating_duration_since(Instant::now())),
+            None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        }
+    }
+
+    /// The time before which nothing is to be synced.
+    fn held_until(&self) -> Option<Instant> {
+        self.gathers_until().or_else(|| self.cursor_until())
+    }
+
+    /// While there is only a cursor that nobody waits for: the time at which it is synced without a group.
+    fn cursor_until(&self) -> Option<Instant> {
+        let is_alone = self.waiting.is_empty() && self.commits.is_empty() && self.broken.is_none();
+        let is_room_wanted = self.published.is_full.load(Ordering::Relaxed);
+        let is_late = is_alone && !is_room_wanted && self.generations.is_dirty();
+        self.last_sync.filter(|_| is_late).map(|last| last + CURSOR_INTERVAL)
+    }
+
+    /// While `commit_interval` holds a group back: the time at which it may be synced, not past anyone's deadline.
+    fn gathers_until(&self) -> Option<Instant> {
+        let is_gathering = !self.commit_interval.is_zero() && self.broken.is_none();
+        let has_work = !self.waiting.is_empty() && !self.published.is_full.load(Ordering::Relaxed);
+        let until =
+            self.last_sync.filter(|_| is_gathering && has_work).map(|last| last + self.commit_interval);
+        until.map(|until| self.waiting.iter().filter_map(|append| append.deadline).fold(until, Instant::min))
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Append(append) => self.waiting.push_back(append),
+            Command::Read { after, bytes_max, mut run, reply } => {
+                let read = self.generations.read(after, bytes_max, &mut run);
+                let _ = reply.send(read.map(|()| run).map_err(|e| ReadError::Storage(e.to_string())));
+            }
+            Command::Commit { reply } => {
+                self.published.is_commit_queued.store(false, Ordering::Release);
+                self.generations.advance(Seq(self.published.cursor_asked.load(Ordering::Acquire)));
+                self.commits.extend(reply);
+            }
+            Command::Close { reply } => self.closing = Some(reply),
+        }
+    }
+
+    /// Brings as much as possible to the disk and answers it.
+    fn turn(&mut self) {
+        if !self.is_usable() {
+            return;
+        }
+        loop {
+            // Without an append nobody asks for room: a cursor that moves may well have made some.
+            self.had_room |= self.waiting.is_empty() && self.generations.is_dirty();
+            let stored = self.store_waiting();
+            // A cursor that moves may free the room for which appends wait.
+            let is_dirty = self.generations.is_dirty();
+            if let Err(error) = stored.and_then(|()| self.generations.sync()) {
+                self.fail(error);
+                break;
+            }
+            if is_dirty {
+                self.last_sync = Some(Instant::now());
+            }
+            self.publish();
+            for (first, append) in self.stored.drain(..) {
+                append.accept(first);
+            }
+            for reply in self.commits.drain(..) {
+                let _ = reply.send(Ok(()));
+            }
+            if self.waiting.is_empty() || !is_dirty {
+                break;
+            }
+        }
+        self.note_room();
+        self.refuse_expired();
+    }
+
+    /// Shows whether there is room, and logs a change, not more than once a minute: near the limit it comes and goes.
+    fn note_room(&mut self) {
+        self.published.is_full.store(!self.had_room, Ordering::Relaxed);
+        if !self.had_room && !self.is_full_told {
+            let Some(suppressed) = self.full_log.allow() else { return };
+            let bytes = self.generations.figures().disk_bytes;
+            tracing::warn!(
+                bytes,
+                suppressed,
+                "the buffer is full: producers wait or are refused until Kafka has taken some"
+            );
+            self.is_full_told = true;
+        } else if self.had_room && self.is_full_told {
+            tracing::info!("the buffer has room again");
+            self.is_full_told = false;
+        }
+    }
+
+    /// Stores waiting appends in order as long as there is room.
+    fn store_waiting(&mut self) -> Result<(), StoreError> {
+        while let Some(append) = self.waiting.pop_front() {
+            let has_room = match self.generations.has_room(append.batch.bytes()) {
+                Ok(has_room) => has_room,
+                Err(error) => {
+                    self.waiting.push_front(append);
+                    return Err(error);
+                }
+            };
+            self.had_room = has_room;
+            if !has_room {
+                match self.when_full {
+                    WhenFull::Reject => append.refuse(AppendError::Full),
+                    WhenFull::Block => {
+                        self.waiting.push_front(append);
+                        break;
+                    }
+                }
+                continue;
+            }
+            match self.generations.put(&append.batch) {
+                Ok(first) => self.stored.push((first, append)),
+                Err(error) => {
+                    self.waiting.push_front(append);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse_expired(&mut self) {
+        let now = Instant::now();
+        let (expired, waiting): (Vec<_>, Vec<_>) = self
+            .waiting
+            .drain(..)
+            .partition(|append| append.deadline.is_some_and(|deadline| deadline <= now));
+        self.waiting.extend(waiting);
+        for append in expired {
+            append.refuse(AppendError::Full);
+        }
+    }
+
+    /// A write or a sync failed: nothing of this group is acknowledged.
+    fn fail(&mut self, error: StoreError) {
+        tracing::error!(%error, "the buffer cannot be written; nothing is acknowledged until it can be opened again");
+        self.broken = Some(Broken { error, retry: Instant::now() });
+        self.refuse_all();
+    }
+
+    /// Answers everybody with the failure at hand.
+    fn refuse_all(&mut self) {
+        let Some(broken) = &self.broken else { return };
+        let text = broken.error.to_string();
+        let stored = self.stored.drain(..).map(|(_, append)| append);
+        for append in stored.chain(self.waiting.drain(..)) {
+            append.refuse(AppendError::Storage(text.clone()));
+        }
+        for reply in self.commits.drain(..) {
+            let _ = reply.send(Err(ReadError::Storage(text.clone())));
+        }
+    }
+
+    /// Opens the row again after a failure, if it is time for it.
+    fn is_usable(&mut self) -> bool {
+        let Some(broken) = &mut self.broken else { return true };
+        let now = Instant::now();
+        if broken.retry > now {
+            self.refuse_all();
+            return false;
+        }
+        match self.generations.reopen() {
+            Ok(()) => {
+                tracing::info!("the buffer is open again");
+                self.broken = None;
+                // The cursor went back to the durable one: what was asked meanwhile still holds.
+                self.generations.advance(Seq(self.published.cursor_asked.load(Ordering::Acquire)));
+                self.publish();
+                true
+            }
+            Err(error) => {
+                broken.retry = now + REOPEN_INTERVAL;
+                tracing::debug!(%error, "the buffer cannot be opened again yet");
+                self.refuse_all();
+                false
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let figures = self.generations.figures();
+        *self.published.figures.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = figures;
+        self.published.durable.send_if_modified(|durable| {
+            let grows = figures.durable > *durable;
+            *durable = figures.durable;
+            grows
+        });
+    }
+}

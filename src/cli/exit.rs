@@ -1,0 +1,12 @@
+//! Exit codes, by sysexits(3). The unit file knows them: 64 and 78 are not tried again.
+
+/// The command line is wrong.
+pub const USAGE: u8 = 64;
+/// A bug: a stage ended that should not.
+pub const BUG: u8 = 70;
+/// The buffer's directory, the socket's folder or standard output cannot be used.
+pub const STORAGE: u8 = 74;
+/// A service is not reachable: the same may work later.
+pub const TEMPORARY: u8 = 75;
+/// The configuration is invalid.
+pub const CONFIG: u8 = 78;

@@ -1,0 +1,99 @@
+//! The command line: one file per command, each with its `Args` and a `run` that returns the exit code.
+
+pub mod check;
+pub mod config;
+pub mod demo;
+pub mod exit;
+pub mod load;
+pub mod run;
+pub mod send;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+/// Edge publisher agent: takes events over MQTT and a Unix socket, keeps them safe, brings them to Kafka and tells
+/// watchers through Redis.
+#[derive(Debug, Parser)]
+#[command(name = "fieldpost", version, max_term_width = 110, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Run(run::Args),
+    Send(Box<send::Send>),
+    Check(check::Args),
+    Config(config::Args),
+    Demo(demo::Args),
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  fieldpost demo                               see it at work, with nothing installed
+  fieldpost config --example > fieldpost.toml  write a file with every key and its default
+  fieldpost check --config fieldpost.toml      is it right, and do the services answer?
+  fieldpost run --config fieldpost.toml        the agent, until a signal
+  fieldpost send < events.ndjson               hand events to a running agent, wait until they are durable
+
+Exit codes:
+  0   done                       74  storage cannot be used
+  64  wrong command line         75  a service is away: try again later
+  70  a bug                      78  invalid configuration
+
+Configuration: the file of --config, else of $FIELDPOST_CONFIG, else
+/etc/fieldpost/fieldpost.toml. Variables FIELDPOST_<SECTION>__<KEY> override it.";
+
+impl Cli {
+    /// Parses the arguments. What is no command, `--help` and `--version` included, is answered here.
+    ///
+    /// # Errors
+    /// The code to exit with: success after help and version, else [`exit::USAGE`].
+    pub fn parse_or_exit_code(arguments: impl Iterator<Item = OsString>) -> Result<Self, ExitCode> {
+        Self::try_parse_from(arguments).map_err(|answer| {
+            // A closed terminal is no reason for another code.
+            let _ = answer.print();
+            match answer.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => exit::USAGE.into(),
+            }
+        })
+    }
+
+    /// Runs the command.
+    pub fn run(self) -> ExitCode {
+        match self.command {
+            Command::Run(args) => args.run(),
+            Command::Send(args) => args.run(),
+            Command::Check(args) => args.run(),
+            Command::Config(args) => args.run(),
+            Command::Demo(args) => args.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn code(arguments: &[&str]) -> Option<ExitCode> {
+        let arguments = std::iter::once("fieldpost").chain(arguments.iter().copied()).map(OsString::from);
+        Cli::parse_or_exit_code(arguments).err()
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        assert_eq!(code(&["check", "--offline", "--timeout", "500ms"]), None);
+        assert_eq!(code(&["--version"]), Some(ExitCode::SUCCESS));
+        for wrong in [&[][..], &["chek"], &["check", "--timeout", "5"], &["config", "--example", "--json"]] {
+            assert_eq!(code(wrong), Some(exit::USAGE.into()), "{wrong:?}");
+        }
+    }
+}

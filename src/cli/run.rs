@@ -1,0 +1,67 @@
+//! `fieldpost run`: the agent, until a signal.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::agent::{Agent, AgentError};
+use crate::cli::{exit, load};
+use crate::log;
+
+/// Run the agent: take events, keep them, deliver them, until SIGTERM or SIGINT.
+///
+/// The first signal stops in order: inputs settle what they have read, the backlog is drained for at most
+/// agent.stop_grace, the buffer is closed. A second signal stops at once; what was acknowledged is on disk.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    #[command(flatten)]
+    config: load::ConfigArg,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  fieldpost run --config fieldpost.toml
+  FIELDPOST_KAFKA__BROKERS=127.0.0.1:9092 FIELDPOST_UNIX__PATH=/tmp/fieldpost.sock fieldpost run
+
+Exit codes:
+  0   stopped in order        70  a stage failed (a bug)       74  buffer or socket unusable
+  75  stopped by a second signal, or the system refused        78  invalid configuration";
+
+impl Args {
+    /// Runs the agent; the code to exit with.
+    pub fn run(self) -> ExitCode {
+        let config = match self.config.load() {
+            Ok(loaded) => loaded.config,
+            Err(errors) => return load::refuse(&errors),
+        };
+        if let Err(error) = log::init(&config.log) {
+            let _ = writeln!(std::io::stderr().lock(), "fieldpost: {error}");
+            return exit::CONFIG.into();
+        }
+        log::log_panics();
+        let agent = match Agent::build(config) {
+            Ok(agent) => agent,
+            Err(error) => return failed(&error),
+        };
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return failed(&AgentError::System(error)),
+        };
+        let ended = runtime.block_on(agent.run());
+        // Only a name lookup may still be under way in the background; nobody waits for it.
+        runtime.shutdown_timeout(Duration::ZERO);
+        match ended {
+            Ok(()) => {
+                tracing::info!("stopped");
+                ExitCode::SUCCESS
+            }
+            Err(error) => failed(&error),
+        }
+    }
+}
+
+fn failed(error: &AgentError) -> ExitCode {
+    tracing::error!("{error}");
+    error.exit_code()
+}

@@ -1,0 +1,254 @@
+//! Every key of the configuration, declared once, section by section, and what becomes of it.
+//!
+//! All keys of a section are read even when the section is off, so that a mistake shows before it is switched on.
+
+mod inputs;
+mod outputs;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::parse;
+use super::reader::{Key, Reader};
+use super::units::format_bytes;
+use super::{Agent, Config, Limits};
+use crate::ingest::{mqtt, unix};
+use crate::{buffer, log};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+/// What [`memory_min`] leaves each quarter beside one event: room for a block and for the work in progress.
+const QUARTER_REST: u64 = MIB;
+
+/// The buffer must turn over, not hold one event at a time: this many of the largest fit at least.
+const BUFFER_EVENTS_MIN: u64 = 16;
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+const fn mins(n: u64) -> Duration {
+    Duration::from_secs(60 * n)
+}
+
+/// Reads everything. What it returns is valid only when the reader finishes without a problem.
+pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
+    let agent = agent(r, host_name);
+    let mqtt = inputs::mqtt(r, &agent);
+    let unix = inputs::unix(r);
+    let limits = limits(r);
+    let buffer = buffer(r, &agent, &limits);
+    let (kafka, drain) = outputs::kafka(r, &agent, &limits);
+    let redis = outputs::redis(r);
+    let log = log(r);
+    // The inputs share what the limits leave them; their sections come first for the reader of the file.
+    let mqtt = mqtt.map(|mqtt| mqtt::Options { pending_bytes_max: limits.quarter(), ..mqtt });
+    let unix = unix.map(|unix| unix::Options { append_timeout: limits.append_timeout, ..unix });
+    Config { agent, mqtt, unix, limits, buffer, drain, kafka, redis, log }
+}
+
+fn agent(r: &mut Reader, host_name: &str) -> Agent {
+    r.section("agent", "The agent itself.");
+    let id = r.derived_text(
+        Key {
+            name: "agent.id",
+            meaning: "Name of this gateway in every record; different on every gateway of a fleet.",
+            delivery: "Part of each event's position: consumers drop duplicates per agent and partition.",
+        },
+        "1 to 128 characters of A-Z a-z 0-9 . _ -",
+        ("the host name", "gateway-17"),
+        host_name.to_owned(),
+        parse::agent_id,
+    );
+    let data_dir = r.text(
+        Key {
+            name: "agent.data_dir",
+            meaning: "Folder of everything the agent keeps; the buffer is in `buffer` below it.",
+            delivery: "Acknowledged events live here until Kafka has them: flash or disk, never a RAM disk.",
+        },
+        "a path",
+        PathBuf::from("/var/lib/fieldpost"),
+        |text| parse::length(text, 4096).map(PathBuf::from),
+        |path| path.display().to_string(),
+    );
+    let stop_grace = r.duration(
+        Key {
+            name: "agent.stop_grace",
+            meaning: "Longest wait for Kafka's confirmations when stopping; below the service manager's stop time-out.",
+            delivery: "What is unconfirmed by then stays in the buffer and is sent again after the start.",
+        },
+        secs(10),
+        secs(0)..=mins(10),
+    );
+    Agent { id, data_dir, stop_grace }
+}
+
+fn limits(r: &mut Reader) -> Limits {
+    r.section("limits", "What events may cost.");
+    let event_bytes_max = r.bytes(
+        Key {
+            name: "limits.max_event_bytes",
+            meaning: "Largest event as it is stored.",
+            delivery: "A larger one is refused: the socket's producer is told, an MQTT message is acknowledged, dropped \
+                       and counted.",
+        },
+        256 * KIB,
+        KIB..=8 * MIB,
+    );
+    let memory_bytes_max = r.bytes(
+        Key {
+            name: "limits.memory",
+            meaning: "Memory for events on their way: a quarter each for the inputs, the append queue, the events read \
+                      ahead for Kafka, and Kafka's own queue. At least 6 x max_event_bytes + 4 MiB.",
+            delivery: "At the limit inputs wait (MQTT) or their producers do (socket); nothing is dropped.",
+        },
+        16 * MIB,
+        // A quarter must be addressable on 32 bits with much to spare.
+        4 * MIB..=GIB,
+    );
+    let append_timeout = r.duration(
+        Key {
+            name: "limits.append_timeout",
+            meaning: "Longest wait of a socket's event for the buffer.",
+            delivery: "After it the producer gets `buffer_full` or `timeout` and sends again.",
+        },
+        secs(5),
+        ms(10)..=mins(10),
+    );
+    let needed = memory_min(event_bytes_max);
+    r.relation(
+        memory_bytes_max >= needed,
+        "limits.memory",
+        &["limits.max_event_bytes"],
+        format!(
+            "too small for limits.max_event_bytes = \"{}\"; allowed: \"{}\" or more, because each quarter must hold \
+             the largest event as a Kafka record",
+            format_bytes(event_bytes_max),
+            format_bytes(needed)
+        ),
+    );
+    Limits {
+        event_bytes_max: size(event_bytes_max),
+        memory_bytes_max: size(memory_bytes_max),
+        append_timeout,
+    }
+}
+
+/// The least `limits.memory`: librdkafka refuses a record above its whole queue for ever, and a payload grows by a
+/// third in base64, with the envelope's names by less than half. So a quarter holds 1.5 events and some rest.
+fn memory_min(event_bytes_max: u64) -> u64 {
+    6 * event_bytes_max + 4 * QUARTER_REST
+}
+
+fn buffer(r: &mut Reader, agent: &Agent, limits: &Limits) -> buffer::Options {
+    r.section("buffer", "The durable buffer between the inputs and Kafka.");
+    let bytes_max = r.bytes(
+        Key {
+            name: "buffer.max_bytes",
+            meaning: "Most bytes of disk, everything counted. At least 16 x limits.max_event_bytes.",
+            delivery: "How long an outage of Kafka may last before `when_full` applies.",
+        },
+        GIB,
+        8 * MIB..=TIB,
+    );
+    let when_full = r.one_of(
+        Key {
+            name: "buffer.when_full",
+            meaning: "What happens at that limit: `block` lets producers wait, `reject` answers them at once.",
+            delivery: "Nothing that was acknowledged is ever dropped. MQTT with QoS 1 or 2 waits in the broker in both \
+                       cases.",
+        },
+        buffer::WhenFull::Block,
+        [("block", buffer::WhenFull::Block), ("reject", buffer::WhenFull::Reject)],
+    );
+    let commit_interval = r.duration(
+        Key {
+            name: "buffer.commit_interval",
+            meaning: "Shortest time between two syncs. More spares flash, less answers sooner; `0s`: at once.",
+            delivery: "None on safety: an acknowledgement always waits for its sync.",
+        },
+        secs(0),
+        secs(0)..=secs(10),
+    );
+    let event_bytes_max = limits.event_bytes_max as u64;
+    let needed = BUFFER_EVENTS_MIN * event_bytes_max;
+    r.relation(
+        bytes_max >= needed,
+        "buffer.max_bytes",
+        &["limits.max_event_bytes"],
+        format!(
+            "too small for limits.max_event_bytes = \"{}\"; allowed: \"{}\" or more, so that {BUFFER_EVENTS_MIN} of the \
+             largest events fit",
+            format_bytes(event_bytes_max),
+            format_bytes(needed)
+        ),
+    );
+    r.relation(
+        commit_interval < limits.append_timeout,
+        "buffer.commit_interval",
+        &["limits.append_timeout"],
+        "not below limits.append_timeout: every event of the socket would time out before its sync"
+            .to_owned(),
+    );
+    buffer::Options {
+        dir: agent.data_dir.join("buffer"),
+        bytes_max,
+        when_full,
+        commit_interval,
+        queue_bytes_max: limits.quarter(),
+    }
+}
+
+fn username(r: &mut Reader, name: &'static str, meaning: &'static str) -> Option<String> {
+    r.optional_text(
+        Key { name, meaning, delivery: "" },
+        "1 to 256 bytes",
+        ("none is sent", "fieldpost"),
+        |text| parse::length(text, 256).map(str::to_owned),
+    )
+}
+
+fn log(r: &mut Reader) -> log::Options {
+    r.section("log", "Log lines, on standard error.");
+    let level = r.text(
+        Key {
+            name: "log.level",
+            meaning: "How much is logged; a module may have a level of its own: `info,fieldpost::drain=debug`.",
+            delivery: "",
+        },
+        "off, error, warn, info, debug, trace, or a list with module=level",
+        "info".to_owned(),
+        parse::log_level,
+        String::clone,
+    );
+    let format = r.one_of(
+        Key { name: "log.format", meaning: "text for people, json for machines.", delivery: "" },
+        log::Format::Text,
+        [("text", log::Format::Text), ("json", log::Format::Json)],
+    );
+    log::Options { level, format }
+}
+
+/// A value whose declared range fits 32 bits.
+fn size(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+impl Limits {
+    /// A quarter of `limits.memory`: what each of the four places where events wait may hold.
+    pub fn quarter(&self) -> usize {
+        self.memory_bytes_max / 4
+    }
+
+    /// Largest Kafka record of the largest event: base64 adds a third, the envelope's names some hundred bytes.
+    pub fn record_bytes_max(&self) -> usize {
+        self.event_bytes_max + self.event_bytes_max / 2 + size(16 * KIB)
+    }
+}

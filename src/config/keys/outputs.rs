@@ -1,0 +1,217 @@
+//! The keys of the outputs: `[kafka]` and `[redis]`.
+
+use std::time::Duration;
+
+use super::super::parse;
+use super::super::reader::{Key, Reader};
+use super::{mins, ms, secs, size, username};
+use crate::config::{Agent, Limits, PingAfter, Redis};
+use crate::drain;
+use crate::ping::ChannelTemplate;
+use crate::secret::Secret;
+use crate::sink::{kafka, redis};
+
+/// Kafka and the drain that feeds it.
+pub(super) fn kafka(
+    r: &mut Reader,
+    agent: &Agent,
+    limits: &Limits,
+) -> (Option<kafka::Options>, drain::Options) {
+    r.section("kafka", "Output: where the events go.");
+    let brokers = r.optional_text(
+        Key {
+            name: "kafka.brokers",
+            meaning: "Brokers to start from, `host:port`, several with commas between; port 9092 if left out.",
+            delivery: "",
+        },
+        "host:port,host:port",
+        ("required: `fieldpost run` does not start without", "127.0.0.1:9092"),
+        parse::brokers,
+    );
+    let topic = r.text(
+        Key {
+            name: "kafka.topic",
+            meaning: "Topic; `{source_type}` in it stands for the event's. The record's key is `source_id`.",
+            delivery: "Order holds per source within its topic.",
+        },
+        "1 to 249 characters of A-Z a-z 0-9 . _ - and {source_type}",
+        "fieldpost".to_owned(),
+        parse::kafka_topic,
+        String::clone,
+    );
+    let drain = drain(r, agent, limits);
+    let timestamp = r.one_of(
+        Key {
+            name: "kafka.timestamp",
+            meaning: "Time of the Kafka record: of sending, or of the event. The event itself carries its own either way.",
+            delivery: "event: Kafka deletes a late event by its old time, perhaps at once, and refuses one from the \
+                       future.",
+        },
+        kafka::Timestamp::Send,
+        [("send", kafka::Timestamp::Send), ("event", kafka::Timestamp::Event)],
+    );
+    let compression = r.one_of(
+        Key { name: "kafka.compression", meaning: "zstd for a thin line, lz4 for a weak CPU.", delivery: "" },
+        kafka::Compression::Lz4,
+        [
+            ("lz4", kafka::Compression::Lz4),
+            ("zstd", kafka::Compression::Zstd),
+            ("none", kafka::Compression::None),
+        ],
+    );
+    let secrets = kafka_secrets(r);
+    let properties = r.table(
+        Key {
+            name: "kafka.properties",
+            meaning: "Further librdkafka properties, for example `{ \"broker.address.family\" = \"v4\" }`; as a variable \
+                      `name=value,name=value`.",
+            delivery: "The properties that the guarantees rest on are refused, with the reason.",
+        },
+        "texts, whole numbers, true or false",
+        parse::property_refused,
+    );
+    let kafka = brokers.map(|brokers| kafka::Options {
+        brokers,
+        topic,
+        compression,
+        timestamp,
+        properties,
+        queue_bytes_max: limits.quarter(),
+        record_bytes_max: limits.record_bytes_max(),
+        secrets,
+    });
+    (kafka, drain)
+}
+
+fn drain(r: &mut Reader, agent: &Agent, limits: &Limits) -> drain::Options {
+    let delivery = r.one_of(
+        Key {
+            name: "kafka.delivery",
+            meaning: "What a crash or a restart may do to an event on its way to Kafka.",
+            delivery: "at_least_once: never a loss, duplicates after a crash. at_most_once: never a duplicate, a loss \
+                       after a crash.",
+        },
+        drain::Delivery::AtLeastOnce,
+        [("at_least_once", drain::Delivery::AtLeastOnce), ("at_most_once", drain::Delivery::AtMostOnce)],
+    );
+    let round_interval = r.duration(
+        Key {
+            name: "kafka.round_interval",
+            meaning: "Time between two hand-overs to Kafka: shorter is sooner, longer is less CPU.",
+            delivery: "Adds half of itself to the time until Kafka has an event.",
+        },
+        ms(10),
+        ms(1)..=secs(60),
+    );
+    drain::Options {
+        delivery,
+        round_interval,
+        window_bytes_max: limits.quarter(),
+        stop_grace: agent.stop_grace,
+    }
+}
+
+fn kafka_secrets(r: &mut Reader) -> Vec<(&'static str, Secret)> {
+    let sasl = r.secret(
+        "kafka.sasl_password",
+        Key {
+            name: "kafka.sasl_password_file",
+            meaning: "File that holds the property `sasl.password`; or the variable FIELDPOST_KAFKA__SASL_PASSWORD.",
+            delivery: "",
+        },
+        "kafka-password",
+    );
+    let key = r.secret(
+        "kafka.ssl_key_password",
+        Key {
+            name: "kafka.ssl_key_password_file",
+            meaning: "File that holds the property `ssl.key.password`; or the variable FIELDPOST_KAFKA__SSL_KEY_PASSWORD.",
+            delivery: "",
+        },
+        "kafka-key-password",
+    );
+    let named = [("sasl.password", sasl), ("ssl.key.password", key)];
+    named.into_iter().filter_map(|(name, secret)| Some((name, secret?))).collect()
+}
+
+/// Pings.
+pub(super) fn redis(r: &mut Reader) -> Option<Redis> {
+    r.section("redis", "Output: pings for whoever watches in real time. Off without `url`.");
+    let url = r.optional_text(
+        Key {
+            name: "redis.url",
+            meaning: "`redis://host:port/database`, `rediss://` for TLS; port 6379 and database 0 if left out.",
+            delivery: "",
+        },
+        "redis://host:port/database or rediss://",
+        ("no pings are sent", "redis://127.0.0.1:6379"),
+        parse::redis_url,
+    );
+    let username = username(r, "redis.username", "ACL user.");
+    let password = r.secret(
+        "redis.password",
+        Key {
+            name: "redis.password_file",
+            meaning: "File that holds the password and nothing else; or the variable FIELDPOST_REDIS__PASSWORD.",
+            delivery: "",
+        },
+        "redis-password",
+    );
+    let channel = r.text(
+        Key {
+            name: "redis.channel",
+            meaning: "Channel of an event's ping. `{source_type}`, `{source_id}` and `{type}` stand for the event's fields.",
+            delivery: "",
+        },
+        "a text",
+        "events:{source_type}:{source_id}".to_owned(),
+        |text| ChannelTemplate::parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string()),
+        String::clone,
+    );
+    let ping_after = r.one_of(
+        Key {
+            name: "redis.ping_after",
+            meaning: "When the ping goes: once the event is durable here, or once Kafka has it.",
+            delivery: "durable: instant even while Kafka is away, so a ping may come long before its event. delivered: \
+                       never before its event.",
+        },
+        PingAfter::Durable,
+        [("durable", PingAfter::Durable), ("delivered", PingAfter::Delivered)],
+    );
+    let (queue_max, timeout) = redis_limits(r);
+    let parse::RedisUrl { address, tls, database } = url?;
+    let options = redis::Options {
+        host: address.host,
+        port: address.port,
+        tls,
+        database,
+        username,
+        password,
+        queue_max,
+        timeout,
+    };
+    // Parsed above already, so this `?` never ends here.
+    Some(Redis { options, channel: ChannelTemplate::parse(&channel).ok()?, ping_after })
+}
+
+fn redis_limits(r: &mut Reader) -> (usize, Duration) {
+    let queue = r.integer(
+        Key {
+            name: "redis.queue",
+            meaning: "Most pings waiting, each of some 300 bytes of memory beside limits.memory.",
+            delivery: "One more is dropped and counted; events are never held up by pings.",
+        },
+        10_000,
+        1..=1_000_000,
+    );
+    let timeout = r.duration(
+        Key {
+            name: "redis.timeout",
+            meaning: "Longest wait for a connection or an answer.",
+            delivery: "Pings of a time-out are dropped and counted.",
+        },
+        secs(2),
+        ms(10)..=mins(1),
+    );
+    (size(queue), timeout)
+}

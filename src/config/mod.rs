@@ -1,0 +1,161 @@
+//! Configuration: a TOML file and environment variables `FIELDPOST_<SECTION>__<KEY>` become one [`Config`].
+//!
+//! The promise: what [`Config::load`] returns is complete and in range, relations between keys included, so that no
+//! code behind it checks configuration again; what it refuses is told with key, value, place and what is allowed,
+//! everything at once. Nothing is clamped, nothing unknown is passed over, no secret is ever shown.
+//!
+//! Each key is declared once, in `keys`; the example file and the table in the manual are generated from there.
+//!
+//! `limits.memory` is split into four equal parts, one for each place where events wait: the inputs' pending events,
+//! the append queue, the window read ahead for Kafka, and librdkafka's queue.
+
+mod keys;
+mod nearest;
+mod parse;
+mod problem;
+mod reader;
+mod render;
+mod source;
+#[cfg(test)]
+mod tests;
+pub mod units;
+mod value;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::ingest::{mqtt, unix};
+use crate::ping::ChannelTemplate;
+use crate::sink::{kafka, redis};
+use crate::{buffer, drain, log};
+
+pub use problem::{ConfigErrors, Problem, Source};
+pub use reader::Effective;
+pub use render::{effective_json, effective_toml};
+pub use value::Shown;
+
+/// The agent itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    /// Name of the gateway in every record.
+    pub id: String,
+    /// Folder of everything the agent keeps.
+    pub data_dir: PathBuf,
+    /// Longest wait for Kafka's confirmations when stopping.
+    pub stop_grace: Duration,
+}
+
+/// What events may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest encoded event in bytes.
+    pub event_bytes_max: usize,
+    /// Memory for events on their way; already split over the stages' options.
+    pub memory_bytes_max: usize,
+    /// Longest wait of a socket's event for the buffer; also in [`unix::Options`].
+    pub append_timeout: Duration,
+}
+
+/// When a ping goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PingAfter {
+    /// Right after the sync.
+    Durable,
+    /// Once Kafka confirmed the event.
+    Delivered,
+}
+
+/// Pings: the sink's options and how the agent wires it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redis {
+    /// How Redis is reached.
+    pub options: redis::Options,
+    /// The channel of an event.
+    pub channel: ChannelTemplate,
+    /// When the ping goes.
+    pub ping_after: PingAfter,
+}
+
+/// The whole configuration, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The agent itself.
+    pub agent: Agent,
+    /// The MQTT input, if it is on.
+    pub mqtt: Option<mqtt::Options>,
+    /// The socket input, if it is on.
+    pub unix: Option<unix::Options>,
+    /// What events may cost.
+    pub limits: Limits,
+    /// The buffer.
+    pub buffer: buffer::Options,
+    /// The pace and guarantee of the drain.
+    pub drain: drain::Options,
+    /// Kafka; `None` only where nothing is run, see [`Config::kafka`].
+    pub kafka: Option<kafka::Options>,
+    /// Pings, if they are on.
+    pub redis: Option<Redis>,
+    /// Log lines.
+    pub log: log::Options,
+}
+
+/// A configuration and where each value of it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Every key in the order of the example file, secrets that are set included.
+    pub effective: Vec<Effective>,
+}
+
+impl Config {
+    /// Reads the file (none: defaults alone) and lets the environment override it. Variables that do not start with
+    /// `FIELDPOST_` or hold no `__` are no configuration; `CREDENTIALS_DIRECTORY` says where relative secret files are.
+    ///
+    /// # Errors
+    /// [`ConfigErrors`] with all problems: print it and exit with 78.
+    pub fn load(
+        path: Option<&Path>,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Loaded, ConfigErrors> {
+        load_on(&crate::system::hostname(), path, environment)
+    }
+
+    /// Kafka's options, for a command that cannot do without.
+    ///
+    /// # Errors
+    /// [`ConfigErrors`]: no brokers are configured; print it and exit with 78.
+    pub fn kafka(&self) -> Result<&kafka::Options, ConfigErrors> {
+        self.kafka.as_ref().ok_or_else(|| {
+            let what = format!(
+                "is required: name the brokers in the file or set the variable {}",
+                source::variable_of("kafka.brokers")
+            );
+            ConfigErrors::new(vec![Problem::of("kafka.brokers", None, what)])
+        })
+    }
+}
+
+/// The example file: every key with meaning, range and default, commented out.
+pub fn example() -> String {
+    render::example_file(&declared())
+}
+
+/// The declarations of all keys.
+fn declared() -> reader::Outcome {
+    let mut reader = reader::Reader::new(source::Sources::default());
+    keys::config(&mut reader, "example");
+    reader.into_outcome()
+}
+
+fn load_on(
+    host_name: &str,
+    path: Option<&Path>,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Loaded, ConfigErrors> {
+    let sources = source::Sources::read(path, environment).map_err(ConfigErrors::new)?;
+    let mut reader = reader::Reader::new(sources);
+    let config = keys::config(&mut reader, host_name);
+    let read = reader.finish().map_err(ConfigErrors::new)?;
+    Ok(Loaded { config, effective: read.effective })
+}

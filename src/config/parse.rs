@@ -1,0 +1,283 @@
+//! The grammars of single values: addresses, names, modes, log levels. Pure.
+//!
+//! Each returns why a text is refused; what is allowed stands in the key's declaration.
+
+use crate::config::source::mask_login;
+use crate::log::{self, LogError};
+use crate::sink::kafka;
+
+/// A host and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Address {
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+/// `mqtt://host[:port]`.
+pub(super) fn mqtt_url(text: &str) -> Result<Address, String> {
+    let rest = match text.split_once("://") {
+        Some(("mqtt", rest)) => rest,
+        Some(("mqtts", _)) => return Err("TLS to the broker is not supported yet".to_owned()),
+        Some((scheme, _)) => return Err(format!("the scheme `{scheme}` is not mqtt")),
+        None => return Err("no `mqtt://` in front".to_owned()),
+    };
+    no_login(rest, "mqtt")?;
+    match rest.trim_end_matches('/') {
+        rest if rest.contains('/') => Err("nothing may follow the port".to_owned()),
+        rest => address(rest, 1883),
+    }
+}
+
+/// What a Redis URL says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RedisUrl {
+    pub(super) address: Address,
+    pub(super) tls: bool,
+    pub(super) database: i64,
+}
+
+/// `redis://host[:port][/database]`, or `rediss://` for TLS.
+pub(super) fn redis_url(text: &str) -> Result<RedisUrl, String> {
+    let (tls, rest) = match text.split_once("://") {
+        Some(("redis", rest)) => (false, rest),
+        Some(("rediss", rest)) => (true, rest),
+        Some((scheme, _)) => return Err(format!("the scheme `{scheme}` is not redis or rediss")),
+        None => return Err("no `redis://` in front".to_owned()),
+    };
+    no_login(rest, "redis")?;
+    let (host, database) = rest.split_once('/').unwrap_or((rest, ""));
+    let database = match database {
+        "" => 0,
+        number => number.parse::<u16>().map_err(|_| format!("`{number}` is not a database number"))?.into(),
+    };
+    Ok(RedisUrl { address: address(host, 6379)?, tls, database })
+}
+
+/// The brokers to start from, as librdkafka wants them; a port that is left out is 9092.
+pub(super) fn brokers(text: &str) -> Result<String, String> {
+    let mut addresses = Vec::new();
+    for item in text.split(',') {
+        if let Some((scheme, rest)) = item.split_once("://") {
+            return Err(format!("`{}` without `{scheme}://` is meant", mask_login(rest)));
+        }
+        let Address { host, port } = address(item.trim(), 9092)?;
+        addresses.push(if host.contains(':') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        });
+    }
+    Ok(addresses.join(","))
+}
+
+fn no_login(rest: &str, section: &str) -> Result<(), String> {
+    match rest.rsplit_once('@') {
+        None => Ok(()),
+        Some((login, _)) if login.contains(':') => Err(format!(
+            "a password may not stand in the URL: give {section}.password_file or set the variable FIELDPOST_{}__PASSWORD",
+            section.to_ascii_uppercase()
+        )),
+        Some(_) => Err(format!("the user name belongs into {section}.username")),
+    }
+}
+
+/// `host`, `host:port`, `[::1]` or `[::1]:port`.
+fn address(text: &str, port_default: u16) -> Result<Address, String> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']').ok_or("`[` has no `]`")?;
+            let host =
+                host.parse::<std::net::Ipv6Addr>().map_err(|_| format!("`{host}` is not an IPv6 address"))?;
+            let port =
+                rest.strip_prefix(':').or(rest.is_empty().then_some("")).ok_or("no `:` behind the `]`")?;
+            (host.to_string(), port)
+        }
+        None => {
+            let (host, port) = text.split_once(':').unwrap_or((text, ""));
+            if port.contains(':') {
+                return Err("an IPv6 address stands in brackets: [::1]".to_owned());
+            }
+            if host.is_empty() {
+                return Err("the host is missing".to_owned());
+            }
+            if !host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')) {
+                return Err(format!("`{host}` is not a host name"));
+            }
+            (host.to_owned(), port)
+        }
+    };
+    let port = match port {
+        "" => port_default,
+        text => text
+            .parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(|| format!("`{text}` is not a port (1 to 65535)"))?,
+    };
+    Ok(Address { host, port })
+}
+
+/// The agent's name: it goes into a client id, record headers and file names.
+pub(super) fn agent_id(text: &str) -> Result<String, String> {
+    let foreign = text.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')));
+    match foreign {
+        Some(c) => Err(format!("`{c}` is not allowed")),
+        None => length(text, 128).map(str::to_owned),
+    }
+}
+
+/// A Kafka topic in which `{source_type}` stands for the event's.
+pub(super) fn kafka_topic(text: &str) -> Result<String, String> {
+    let plain = text.replace("{source_type}", "");
+    if let Some(c) = plain.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))) {
+        return Err(match c {
+            '{' | '}' => "the only placeholder is {source_type}".to_owned(),
+            c => format!("`{c}` is not allowed"),
+        });
+    }
+    if matches!(text, "." | "..") {
+        return Err("Kafka reserves this name".to_owned());
+    }
+    length(text, 249).map(str::to_owned)
+}
+
+/// A socket's path: the kernel keeps 108 bytes for it, the last one zero.
+pub(super) fn socket_path(text: &str) -> Result<std::path::PathBuf, String> {
+    length(text, 107).map(std::path::PathBuf::from)
+}
+
+/// A file mode in octal digits.
+pub(super) fn mode(text: &str) -> Result<u32, String> {
+    let octal = matches!(text.len(), 3 | 4) && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    let mode =
+        octal.then(|| u32::from_str_radix(text, 8).ok()).flatten().ok_or("not three or four octal digits")?;
+    if mode > 0o777 { Err("too large".to_owned()) } else { Ok(mode) }
+}
+
+/// A log filter, as the log itself reads it.
+pub(super) fn log_level(text: &str) -> Result<String, String> {
+    match log::check_level(text) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(LogError::Level { reason, .. }) => Err(reason),
+        Err(other) => Err(other.to_string()),
+    }
+}
+
+/// Any text that is not empty and not above `max` bytes.
+pub(super) fn length(text: &str, max: usize) -> Result<&str, String> {
+    match text.len() {
+        0 => Err("empty".to_owned()),
+        bytes if bytes > max => Err(format!("{bytes} bytes long")),
+        _ if text.contains(char::is_control) => Err("holds a control character".to_owned()),
+        _ => Ok(text),
+    }
+}
+
+/// Why a librdkafka property may not be set by hand, if so.
+pub(super) fn property_refused(name: &str) -> Option<String> {
+    let lower = name.to_ascii_lowercase();
+    let own = kafka::OWN_PROPERTIES.iter().find(|(own, _)| *own == lower);
+    let reason = match lower.as_str() {
+        "bootstrap.servers" | "metadata.broker.list" => "set kafka.brokers",
+        "enable.idempotence"
+        | "max.in.flight"
+        | "max.in.flight.requests.per.connection"
+        | "queuing.strategy" => "the order of events and the absence of duplicates rest on it",
+        "acks" | "request.required.acks" | "enable.gapless.guarantee" => {
+            "an event leaves the buffer only when all in-sync replicas confirmed it"
+        }
+        "message.timeout.ms" | "delivery.timeout.ms" | "retries" | "message.send.max.retries" => {
+            "no outage may be long enough to drop an event"
+        }
+        "delivery.report.only.error" | "dr_cb" | "dr_msg_cb" => {
+            "an event leaves the buffer when its delivery report says so"
+        }
+        "linger.ms" | "queue.buffering.max.ms" => {
+            "set kafka.round_interval, which does the same with less CPU"
+        }
+        "queue.buffering.max.messages" | "queue.buffering.max.kbytes" => "it follows from limits.memory",
+        "message.max.bytes" => "it follows from limits.max_event_bytes",
+        "compression.codec" | "compression.type" => "set kafka.compression",
+        "transactional.id" => "fieldpost does not use transactions",
+        "sasl.password" => {
+            "it is a secret: give kafka.sasl_password_file or set the variable FIELDPOST_KAFKA__SASL_PASSWORD"
+        }
+        "ssl.key.password" => {
+            "it is a secret: give kafka.ssl_key_password_file or set the variable FIELDPOST_KAFKA__SSL_KEY_PASSWORD"
+        }
+        "ssl.key.pem" => "it is a secret: put the key into a file and give ssl.key.location",
+        other if other.contains("password") || other.contains("secret") => {
+            "it is a secret, and fieldpost has no file or variable for this one"
+        }
+        // What the sink sets last would be lost in silence.
+        _ => return own.map(|(_, value)| format!("fieldpost sets it to {value}")),
+    };
+    Some(reason.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        let of = |host: &str, port| Ok(Address { host: host.to_owned(), port });
+        assert_eq!(mqtt_url("mqtt://gateway"), of("gateway", 1883));
+        assert_eq!(mqtt_url("mqtt://10.0.0.1:1999/"), of("10.0.0.1", 1999));
+        assert_eq!(mqtt_url("mqtt://[::1]:7"), of("::1", 7));
+        assert_eq!(mqtt_url("mqtt://[fe80::1]"), of("fe80::1", 1883));
+        for (bad, why) in [
+            ("gateway:1883", "no `mqtt://` in front"),
+            ("mqtts://gateway", "TLS to the broker is not supported yet"),
+            ("http://gateway", "the scheme `http` is not mqtt"),
+            ("mqtt://", "the host is missing"),
+            ("mqtt://a b", "`a b` is not a host name"),
+            ("mqtt://a:0", "`0` is not a port (1 to 65535)"),
+            ("mqtt://a:70000", "`70000` is not a port (1 to 65535)"),
+            ("mqtt://::1", "an IPv6 address stands in brackets: [::1]"),
+            ("mqtt://[::1", "`[` has no `]`"),
+            ("mqtt://[x]", "`x` is not an IPv6 address"),
+            ("mqtt://a:1/topic", "nothing may follow the port"),
+            ("mqtt://u@a", "the user name belongs into mqtt.username"),
+        ] {
+            assert_eq!(mqtt_url(bad), Err(why.to_owned()), "{bad}");
+        }
+        assert_eq!(
+            redis_url("rediss://cache:7000/3"),
+            Ok(RedisUrl { address: Address { host: "cache".into(), port: 7000 }, tls: true, database: 3 })
+        );
+        assert_eq!(redis_url("redis://cache").map(|url| url.address.port), Ok(6379));
+        assert_eq!(redis_url("redis://cache/x"), Err("`x` is not a database number".to_owned()));
+        assert_eq!(brokers("a, b:1,[::1]:2"), Ok("a:9092,b:1,[::1]:2".to_owned()));
+        assert_eq!(brokers("kafka://a"), Err("`a` without `kafka://` is meant".to_owned()));
+        assert_eq!(brokers("a:1,"), Err("the host is missing".to_owned()));
+    }
+
+    #[test]
+    fn properties_that_the_sink_sets_are_refused() {
+        for (name, _) in kafka::OWN_PROPERTIES {
+            assert!(property_refused(name).is_some(), "{name}");
+        }
+        let reason = "the order of events and the absence of duplicates rest on it".to_owned();
+        assert_eq!(property_refused("enable.idempotence"), Some(reason));
+        assert_eq!(property_refused("broker.address.family"), None);
+    }
+
+    #[test]
+    fn modes_and_topics() {
+        assert_eq!(mode("0660"), Ok(0o660));
+        assert_eq!(mode("600"), Ok(0o600));
+        for bad in ["", "66", "0o660", "rw", "4755", "0999"] {
+            assert!(mode(bad).is_err(), "{bad}");
+        }
+        assert!(kafka_topic("site-1.{source_type}").is_ok());
+        for (bad, why) in [
+            ("", "empty"),
+            ("..", "Kafka reserves this name"),
+            ("a/b", "`/` is not allowed"),
+            ("{type}", "the only placeholder is {source_type}"),
+        ] {
+            assert_eq!(kafka_topic(bad), Err(why.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,714 @@
+//! The configuration as operators write it, and the texts that are generated from its declarations.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::*;
+use crate::config::problem::Problem;
+use crate::config::reader::{Declared, DeclaredDefault, Outcome};
+use crate::config::source::variable_of;
+
+const HOST: &str = "gateway-17";
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn variables(pairs: &[(&str, &str)]) -> std::vec::IntoIter<(String, String)> {
+    let pairs: Vec<_> = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    pairs.into_iter()
+}
+
+/// Loads `text` as `fieldpost.toml` of a folder of its own, whose name is cut out of error messages.
+fn load_with(text: &str, pairs: &[(&str, &str)]) -> Result<Loaded, String> {
+    let folder = folder();
+    let path = folder.path().join("fieldpost.toml");
+    fs::write(&path, text).unwrap();
+    load_on(HOST, Some(&path), variables(pairs)).map_err(|errors| {
+        let lines: Vec<String> = errors.problems().iter().map(Problem::to_string).collect();
+        lines.join("\n").replace(&format!("{}/", folder.path().display()), "")
+    })
+}
+
+fn load(text: &str) -> Result<Loaded, String> {
+    load_with(text, &[])
+}
+
+fn defaults() -> Config {
+    load_on(HOST, None, variables(&[])).unwrap().config
+}
+
+#[test]
+fn an_empty_file_is_the_defaults() {
+    let config = load("").unwrap().config;
+    assert_eq!(config, defaults());
+    assert_eq!(config.agent.id, HOST);
+    assert_eq!(config.agent.data_dir, Path::new("/var/lib/fieldpost"));
+    assert_eq!(config.buffer.dir, Path::new("/var/lib/fieldpost/buffer"));
+    assert_eq!((config.mqtt, config.unix, config.redis, config.kafka), (None, None, None, None));
+    assert_eq!(config.limits.event_bytes_max, 256 << 10);
+    assert_eq!(config.buffer.queue_bytes_max, 4 << 20);
+    assert_eq!(config.drain.window_bytes_max, 4 << 20);
+    assert_eq!(config.drain.delivery, drain::Delivery::AtLeastOnce);
+    assert_eq!(config.log, log::Options { level: "info".into(), format: log::Format::Text });
+}
+
+#[test]
+fn the_addresses_are_all_that_is_needed() {
+    let config = load(
+        "[mqtt]\nurl = \"mqtt://127.0.0.1\"\n[unix]\npath = \"/run/f.sock\"\n\
+         [kafka]\nbrokers = \"a,b:7\"\n[redis]\nurl = \"rediss://cache/2\"\n",
+    )
+    .unwrap()
+    .config;
+    let mqtt = config.mqtt.unwrap();
+    assert_eq!(
+        (mqtt.host.as_str(), mqtt.port, mqtt.client_id.as_str()),
+        ("127.0.0.1", 1883, "fieldpost-gateway-17")
+    );
+    assert_eq!((mqtt.qos, mqtt.protocol), (mqtt::Qos::AtLeastOnce, mqtt::Protocol::V5));
+    assert_eq!((mqtt.topics.len(), mqtt.receive_maximum, mqtt.pending_bytes_max), (1, 1000, 4 << 20));
+    let unix = config.unix.unwrap();
+    assert_eq!((unix.mode, unix.connections_max, unix.append_timeout), (0o660, 256, Duration::from_secs(5)));
+    let kafka = config.kafka.unwrap();
+    assert_eq!((kafka.brokers.as_str(), kafka.topic.as_str()), ("a:9092,b:7", "fieldpost"));
+    assert_eq!(kafka.queue_bytes_max, 4 << 20);
+    assert!(kafka.record_bytes_max > (256 << 10) * 4 / 3 && kafka.record_bytes_max < kafka.queue_bytes_max);
+    let redis = config.redis.unwrap();
+    assert_eq!((redis.options.tls, redis.options.port, redis.options.database), (true, 6379, 2));
+    assert_eq!(redis.channel, ChannelTemplate::parse("events:{source_type}:{source_id}").unwrap());
+    assert_eq!(redis.ping_after, PingAfter::Durable);
+}
+
+/// Every key away from its default.
+const FULL: &str = r#"
+[agent]
+id = "site_4.gw"
+data_dir = "/data/fieldpost"
+stop_grace = "1m"
+
+[mqtt]
+url = "mqtt://broker:1999"
+client_id = "other"
+username = "u"
+password_file = "mqtt-secret"
+topics = ["a/{source_id}", "b/#"]
+qos = 2
+protocol = 4
+receive_maximum = 20
+keep_alive = "18h"
+
+[unix]
+path = "/run/other.sock"
+mode = "0600"
+max_connections = 1
+
+[limits]
+max_event_bytes = "8 MiB"
+memory = "64 MiB"
+append_timeout = "11s"
+
+[buffer]
+max_bytes = "500 GB"
+when_full = "reject"
+commit_interval = "10s"
+
+[kafka]
+brokers = "k1:9093"
+topic = "site-4.{source_type}"
+delivery = "at_most_once"
+timestamp = "event"
+compression = "zstd"
+round_interval = "1ms"
+sasl_password_file = "kafka-secret"
+ssl_key_password_file = "kafka-secret"
+
+[kafka.properties]
+socket.nagle.disable = true
+"sasl.username" = "u"
+"socket.timeout.ms" = 2000
+
+[redis]
+url = "redis://cache:6380/5"
+username = "u"
+password_file = "redis-secret"
+channel = "all"
+ping_after = "delivered"
+queue = 1
+timeout = "10ms"
+
+[log]
+level = "warn,fieldpost::drain=trace"
+format = "json"
+"#;
+
+fn full_folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = folder();
+    for (name, secret) in
+        [("mqtt-secret", "mq-hush\n"), ("kafka-secret", "ka-hush"), ("redis-secret", "re-hush")]
+    {
+        fs::write(folder.path().join(name), secret).unwrap();
+    }
+    let path = folder.path().join("fieldpost.toml");
+    fs::write(&path, FULL).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn a_full_file_sets_everything() {
+    let (_folder, path) = full_folder();
+    let Loaded { config, effective } = load_on(HOST, Some(&path), variables(&[])).unwrap();
+    let untouched: Vec<_> =
+        effective.iter().filter(|key| key.source.is_default()).map(|key| key.key).collect();
+    assert_eq!(untouched, Vec::<&str>::new(), "the test's file leaves keys out");
+    assert_eq!(config.agent.stop_grace, Duration::from_secs(60));
+    let mqtt = config.mqtt.unwrap();
+    assert_eq!((mqtt.port, mqtt.qos, mqtt.protocol), (1999, mqtt::Qos::ExactlyOnce, mqtt::Protocol::V4));
+    assert_eq!(mqtt.password.unwrap().reveal(), "mq-hush");
+    assert_eq!((mqtt.topics.len(), mqtt.keep_alive), (2, Duration::from_secs(64_800)));
+    assert_eq!(config.unix.unwrap().mode, 0o600);
+    assert_eq!(
+        (config.buffer.bytes_max, config.buffer.when_full),
+        (500_000_000_000, buffer::WhenFull::Reject)
+    );
+    assert_eq!(config.buffer.queue_bytes_max, 16 << 20);
+    assert_eq!(config.drain.delivery, drain::Delivery::AtMostOnce);
+    let kafka = config.kafka.unwrap();
+    let properties: BTreeSet<_> =
+        kafka.properties.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let wanted = ["sasl.username=u", "socket.nagle.disable=true", "socket.timeout.ms=2000"];
+    assert_eq!(properties, wanted.map(str::to_owned).into());
+    let secrets: Vec<_> = kafka.secrets.iter().map(|(name, secret)| (*name, secret.reveal())).collect();
+    assert_eq!(secrets, [("sasl.password", "ka-hush"), ("ssl.key.password", "ka-hush")]);
+    let redis = config.redis.unwrap();
+    assert_eq!((redis.options.queue_max, redis.ping_after), (1, PingAfter::Delivered));
+    assert_eq!(config.log.format, log::Format::Json);
+}
+
+/// A file and all that is said about it.
+const BAD_VALUES: &[(&str, &str)] = &[
+    (
+        "[agent]\nid = \"a b\"",
+        "fieldpost.toml:2: agent.id = \"a b\": ` ` is not allowed; allowed: 1 to 128 characters of A-Z a-z 0-9 . _ -",
+    ),
+    (
+        "[agent]\nid = 17",
+        "fieldpost.toml:2: agent.id = 17: a text in quotes is needed; allowed: 1 to 128 characters of A-Z a-z 0-9 . _ -",
+    ),
+    ("[agent]\ndata_dir = \"\"", "fieldpost.toml:2: agent.data_dir = \"\": empty; allowed: a path"),
+    (
+        "[agent]\nstop_grace = \"1h\"",
+        "fieldpost.toml:2: agent.stop_grace = \"1h\": too large; allowed: 0s to 10m",
+    ),
+    (
+        "[agent]\nstop_grace = 10",
+        "fieldpost.toml:2: agent.stop_grace = 10: a duration needs a unit, for example \"10s\" or \"10ms\"; allowed: 0s to 10m",
+    ),
+    (
+        "[mqtt]\nurl = \"mqtts://a\"",
+        "fieldpost.toml:2: mqtt.url = \"mqtts://a\": TLS to the broker is not supported yet; allowed: mqtt://host or mqtt://host:port",
+    ),
+    ("[mqtt]\nclient_id = \"\"", "fieldpost.toml:2: mqtt.client_id = \"\": empty; allowed: 1 to 256 bytes"),
+    (
+        "[mqtt]\ntopics = []",
+        "fieldpost.toml:2: mqtt.topics = []: 0 entries; allowed: 1 to 64 different topics",
+    ),
+    (
+        "[mqtt]\ntopics = [\"a\", \"a\"]",
+        "fieldpost.toml:2: mqtt.topics = [\"a\", \"a\"]: \"a\" stands there twice; allowed: 1 to 64 different topics",
+    ),
+    (
+        "[mqtt]\ntopics = \"a\"",
+        "fieldpost.toml:2: mqtt.topics = \"a\": a list such as [\"a\", \"b\"] is needed, this is a text; allowed: 1 to 64 different topics",
+    ),
+    ("[mqtt]\nqos = 3", "fieldpost.toml:2: mqtt.qos = 3: not known; allowed: 0, 1, 2"),
+    (
+        "[mqtt]\nqos = \"1\"",
+        "fieldpost.toml:2: mqtt.qos = \"1\": a number without quotes is needed; allowed: 0, 1, 2",
+    ),
+    (
+        "[mqtt]\nprotocol = 3.1",
+        "fieldpost.toml:2: mqtt.protocol = 3.1: a whole number is needed, this is a fraction; allowed: 5, 4",
+    ),
+    (
+        "[mqtt]\nreceive_maximum = 0",
+        "fieldpost.toml:2: mqtt.receive_maximum = 0: too small; allowed: 1 to 65535",
+    ),
+    (
+        "[mqtt]\nreceive_maximum = -1",
+        "fieldpost.toml:2: mqtt.receive_maximum = -1: too small; allowed: 1 to 65535",
+    ),
+    (
+        "[mqtt]\nkeep_alive = \"4s\"",
+        "fieldpost.toml:2: mqtt.keep_alive = \"4s\": too small; allowed: 5s to 18h",
+    ),
+    (
+        "[mqtt]\npassword = \"hush\"",
+        "fieldpost.toml:2: mqtt.password may not stand in the configuration file: give mqtt.password_file or set the variable FIELDPOST_MQTT__PASSWORD",
+    ),
+    (
+        "[unix]\nmode = 660",
+        "fieldpost.toml:2: unix.mode = 660: a text in quotes is needed; allowed: octal digits in quotes, \"0000\" to \"0777\"",
+    ),
+    (
+        "[unix]\nmode = \"4755\"",
+        "fieldpost.toml:2: unix.mode = \"4755\": too large; allowed: octal digits in quotes, \"0000\" to \"0777\"",
+    ),
+    (
+        "[unix]\nmax_connections = 100000",
+        "fieldpost.toml:2: unix.max_connections = 100000: too large; allowed: 1 to 65536",
+    ),
+    (
+        "[limits]\nmax_event_bytes = \"9 MiB\"",
+        "fieldpost.toml:2: limits.max_event_bytes = \"9 MiB\": too large; allowed: 1 KiB to 8 MiB",
+    ),
+    (
+        "[limits]\nmax_event_bytes = \"64 M\"",
+        "fieldpost.toml:2: limits.max_event_bytes = \"64 M\": the unit `M` is not one of B, KiB, MiB, GiB, TiB, kB, MB, GB, TB; allowed: 1 KiB to 8 MiB",
+    ),
+    (
+        "[limits]\nmax_event_bytes = \"8 MiB\"",
+        "fieldpost.toml:2: limits.memory = \"16 MiB\": too small for limits.max_event_bytes = \"8 MiB\"; allowed: \"52 MiB\" or more, because each quarter must hold the largest event as a Kafka record",
+    ),
+    (
+        "[limits]\nappend_timeout = true",
+        "fieldpost.toml:2: limits.append_timeout = true: a duration such as \"10s\" is needed, this is true or false; allowed: 10ms to 10m",
+    ),
+    (
+        "[buffer]\nmax_bytes = 1024",
+        "fieldpost.toml:2: buffer.max_bytes = 1024: too small; allowed: 8 MiB to 1 TiB",
+    ),
+    (
+        "[limits]\nmemory = \"1 GiB\"\nmax_event_bytes = \"8 MiB\"\n[buffer]\nmax_bytes = \"64 MiB\"",
+        "fieldpost.toml:5: buffer.max_bytes = \"64 MiB\": too small for limits.max_event_bytes = \"8 MiB\"; allowed: \"128 MiB\" or more, so that 16 of the largest events fit",
+    ),
+    (
+        "[buffer]\nwhen_full = \"drop\"",
+        "fieldpost.toml:2: buffer.when_full = \"drop\": not known; allowed: block, reject",
+    ),
+    (
+        "[buffer]\ncommit_interval = \"5s\"",
+        "fieldpost.toml:2: buffer.commit_interval = \"5s\": not below limits.append_timeout: every event of the socket would time out before its sync",
+    ),
+    (
+        "[kafka]\nbrokers = \"kafka://a\"",
+        "fieldpost.toml:2: kafka.brokers = \"kafka://a\": `a` without `kafka://` is meant; allowed: host:port,host:port",
+    ),
+    (
+        "[kafka]\ntopic = \"a b\"",
+        "fieldpost.toml:2: kafka.topic = \"a b\": ` ` is not allowed; allowed: 1 to 249 characters of A-Z a-z 0-9 . _ - and {source_type}",
+    ),
+    (
+        "[kafka]\ndelivery = \"exactly_once\"",
+        "fieldpost.toml:2: kafka.delivery = \"exactly_once\": not known; allowed: at_least_once, at_most_once",
+    ),
+    (
+        "[kafka]\nproperties = 1",
+        "fieldpost.toml:2: kafka.properties = 1: a table is needed, this is a number; allowed: texts, whole numbers, true or false",
+    ),
+    (
+        "[kafka.properties]\n\"linger.ms\" = 5",
+        "fieldpost.toml:2: kafka.properties.\"linger.ms\" is not allowed here: set kafka.round_interval, which does the same with less CPU",
+    ),
+    (
+        "[kafka.properties]\nacks = 1",
+        "fieldpost.toml:2: kafka.properties.\"acks\" is not allowed here: an event leaves the buffer only when all in-sync replicas confirmed it",
+    ),
+    (
+        "[kafka.properties]\n\"sasl.password\" = \"hush\"",
+        "fieldpost.toml:2: kafka.properties.\"sasl.password\" is not allowed here: it is a secret: give kafka.sasl_password_file or set the variable FIELDPOST_KAFKA__SASL_PASSWORD",
+    ),
+    (
+        "[kafka.properties]\n\"debug\" = [1]",
+        "fieldpost.toml:2: kafka.properties.\"debug\" is a list; allowed: a text, a whole number, true or false",
+    ),
+    (
+        "[redis]\nurl = \"redis://u:hush@a\"",
+        "fieldpost.toml:2: redis.url = \"redis://***@a\": a password may not stand in the URL: give redis.password_file or set the variable FIELDPOST_REDIS__PASSWORD; allowed: redis://host:port/database or rediss://",
+    ),
+    (
+        "[redis]\nchannel = \"events:{id}\"",
+        "fieldpost.toml:2: redis.channel = \"events:{id}\": `{id}` is not known; allowed placeholders are {type}, {source_type}, {source_id}; allowed: a text",
+    ),
+    (
+        "[redis]\nping_after = \"sent\"",
+        "fieldpost.toml:2: redis.ping_after = \"sent\": not known; allowed: durable, delivered",
+    ),
+    ("[redis]\nqueue = 0", "fieldpost.toml:2: redis.queue = 0: too small; allowed: 1 to 1000000"),
+    (
+        "[redis]\ntimeout = \"2 min\"",
+        "fieldpost.toml:2: redis.timeout = \"2 min\": the unit `min` is not one of ms, s, m, h; allowed: 10ms to 1m",
+    ),
+    (
+        "[log]\nlevel = \"inof\"",
+        "fieldpost.toml:2: log.level = \"inof\": \"inof\" is not a level; allowed: off, error, warn, info, debug, trace, or a list with module=level",
+    ),
+    ("[log]\nformat = \"xml\"", "fieldpost.toml:2: log.format = \"xml\": not known; allowed: text, json"),
+];
+
+#[test]
+fn each_bad_value_is_explained() {
+    for (text, message) in BAD_VALUES {
+        assert_eq!(load(text).unwrap_err(), *message, "for {text:?}");
+    }
+}
+
+#[test]
+fn unknown_keys_name_the_nearest_known_one() {
+    for (text, message) in [
+        (
+            "[mqtt]\nkeepalive = \"30s\"",
+            "fieldpost.toml:2: mqtt.keepalive is not a known key; the nearest known one is mqtt.keep_alive",
+        ),
+        (
+            "[buffer]\nmemory = \"1 GiB\"",
+            "fieldpost.toml:2: buffer.memory is not a known key; the nearest known one is limits.memory",
+        ),
+        ("[kafka]\nzzz = 1", "fieldpost.toml:2: kafka.zzz is not a known key"),
+        (
+            "[mqttt]\nurl = \"x\"\nqos = 1",
+            "fieldpost.toml:2: [mqttt] is not a known section; the nearest known one is [mqtt]",
+        ),
+        ("[bufer]", "fieldpost.toml:1: [bufer] is not a known section; the nearest known one is [buffer]"),
+        (
+            "topic = \"x\"",
+            "fieldpost.toml:1: topic stands outside of a section and is not a known key; the nearest known one is kafka.topic",
+        ),
+        (
+            "kafka = \"x:9092\"",
+            "fieldpost.toml:1: kafka is a section: write [kafka] and its keys in the lines below it",
+        ),
+        ("[mqtt.tls]\nca = \"x\"", "fieldpost.toml:1: mqtt.tls is not a known key"),
+        (
+            "[kafka]\npassword = \"hush\"",
+            "fieldpost.toml:2: kafka.password is not a known key; the nearest known one is kafka.sasl_password_file",
+        ),
+    ] {
+        assert_eq!(load(text).unwrap_err(), message, "for {text:?}");
+    }
+    assert!(load("[mqtt]\n[kafka]\n").is_ok(), "empty sections are fine");
+}
+
+#[test]
+fn variables_override_the_file_and_are_as_strict() {
+    let text = "[mqtt]\nqos = 0\ntopics = [\"a\"]\n[log]\nlevel = \"warn\"\n";
+    let loaded = load_with(
+        text,
+        &[
+            ("FIELDPOST_MQTT__QOS", "2"),
+            ("FIELDPOST_MQTT__TOPICS", "x/{source_id}, y"),
+            ("FIELDPOST_MQTT__URL", "mqtt://m"),
+            ("FIELDPOST_LIMITS__MEMORY", "32 MiB"),
+            ("FIELDPOST_KAFKA__BROKERS", "k:1,l:2"),
+            ("FIELDPOST_KAFKA__PROPERTIES", "debug=broker, socket.nagle.disable=true"),
+            ("FIELDPOST_LOG", "trace"),
+            ("FIELDPOST_TEST_KAFKA", "x"),
+            ("FIELDPOST_CONFIG", "x"),
+            ("PATH", "x"),
+        ],
+    )
+    .unwrap();
+    let mqtt = loaded.config.mqtt.unwrap();
+    assert_eq!((mqtt.qos, mqtt.topics.len()), (mqtt::Qos::ExactlyOnce, 2));
+    assert_eq!(loaded.config.limits.memory_bytes_max, 32 << 20);
+    assert_eq!(loaded.config.log.level, "warn");
+    let kafka = loaded.config.kafka.unwrap();
+    assert_eq!(kafka.brokers, "k:1,l:2");
+    assert_eq!(kafka.properties[1], ("socket.nagle.disable".to_owned(), "true".to_owned()));
+    let qos = loaded.effective.iter().find(|effective| effective.key == "mqtt.qos").unwrap();
+    assert_eq!((qos.source.to_string().as_str(), qos.source.kind()), ("FIELDPOST_MQTT__QOS", "environment"));
+
+    for (name, value, message) in [
+        ("FIELDPOST_MQTT__QOS", "3", "FIELDPOST_MQTT__QOS: mqtt.qos = \"3\": not known; allowed: 0, 1, 2"),
+        (
+            "FIELDPOST_MQTT__QOSS",
+            "1",
+            "FIELDPOST_MQTT__QOSS: this variable belongs to no known key; the nearest known one is FIELDPOST_MQTT__QOS",
+        ),
+        (
+            "FIELDPOST_mqtt__qos",
+            "1",
+            "FIELDPOST_mqtt__qos: this variable belongs to no known key; the nearest known one is FIELDPOST_MQTT__QOS",
+        ),
+        ("FIELDPOST_X__Y", "1", "FIELDPOST_X__Y: this variable belongs to no known key"),
+        (
+            "FIELDPOST_MQTT__URL",
+            "",
+            "FIELDPOST_MQTT__URL: mqtt.url = \"\": no `mqtt://` in front; allowed: mqtt://host or mqtt://host:port",
+        ),
+        (
+            "FIELDPOST_MQTT__PASSWORD",
+            "",
+            "FIELDPOST_MQTT__PASSWORD: mqtt.password is empty: unset the variable or give it the secret",
+        ),
+        (
+            "FIELDPOST_KAFKA__PROPERTIES",
+            "debug",
+            "FIELDPOST_KAFKA__PROPERTIES: kafka.properties = \"debug\": `name=value` with commas between is needed; allowed: texts, whole numbers, true or false",
+        ),
+        (
+            "FIELDPOST_KAFKA__PROPERTIES",
+            "ssl.keystore.password=hush",
+            "FIELDPOST_KAFKA__PROPERTIES: kafka.properties.\"ssl.keystore.password\" is not allowed here: it is a secret, and fieldpost has no file or variable for this one",
+        ),
+    ] {
+        assert_eq!(load_with("", &[(name, value)]).unwrap_err(), message);
+    }
+}
+
+#[test]
+fn all_problems_come_at_once_in_the_order_of_the_file() {
+    let text =
+        "[log]\nlevel = \"loud\"\n[mqtt]\nqos = 9\nkeepalive = 1\n[limits]\nmax_event_bytes = \"8 MiB\"\n";
+    let message = load_with(text, &[("FIELDPOST_REDIS__QUEUE", "many")]).unwrap_err();
+    let starts = [
+        "fieldpost.toml:2: log.level",
+        "fieldpost.toml:4: mqtt.qos",
+        "fieldpost.toml:5: mqtt.keepalive",
+        "fieldpost.toml:7: limits.memory",
+        "FIELDPOST_REDIS__QUEUE: redis.queue = \"many\": not a whole number",
+    ];
+    let lines: Vec<&str> = message.lines().collect();
+    assert_eq!(lines.len(), starts.len(), "{message}");
+    for (line, start) in lines.iter().zip(starts) {
+        assert!(line.starts_with(start), "{line}");
+    }
+    let whole =
+        load_on(HOST, None, variables(&[("FIELDPOST_A__B", ""), ("FIELDPOST_LOG__LEVEL", "x")])).unwrap_err();
+    assert!(whole.to_string().starts_with("the configuration has 2 problems:\nFIELDPOST_"), "{whole}");
+}
+
+#[test]
+fn a_syntax_error_shows_its_line_but_no_secret() {
+    assert_eq!(
+        load("[mqtt]\nurl = mqtt://a\n").unwrap_err().lines().skip(1).collect::<Vec<_>>(),
+        ["    url = mqtt://a", "          ^"]
+    );
+    assert!(load("[mqtt]\nqos = \n").unwrap_err().starts_with("fieldpost.toml:2: column "));
+    for text in ["[redis]\npassword = hush hush\n", "[redis]\nurl = redis://u:hush@a\n", "x password: hush"] {
+        let message = load(text).unwrap_err();
+        assert!(message.contains("***") && !message.contains("hush"), "{message}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let folder = folder();
+    let missing = folder.path().join("none.toml");
+    let message = load_on(HOST, Some(&missing), variables(&[])).unwrap_err().to_string();
+    assert!(message.contains("none.toml cannot be read: No such file or directory"), "{message}");
+    let binary = folder.path().join("binary");
+    fs::write(&binary, [0xff, 0xfe]).unwrap();
+    let message = load_on(HOST, Some(&binary), variables(&[])).unwrap_err().to_string();
+    assert!(message.ends_with("binary is not UTF-8 text"), "{message}");
+}
+
+#[test]
+fn a_host_name_that_is_no_agent_id_asks_for_one() {
+    let message = load_on("gate way", None, variables(&[])).unwrap_err().to_string();
+    assert!(message.contains("agent.id = \"gate way\": ` ` is not allowed"), "{message}");
+    assert!(message.ends_with("it was taken from the host name: set agent.id"), "{message}");
+}
+
+#[test]
+fn secrets_come_from_files_and_variables() {
+    let text = "[mqtt]\nurl = \"mqtt://a\"\npassword_file = \"secret\"\n";
+    let credentials = folder();
+    fs::write(credentials.path().join("secret"), "from-credentials\r\n").unwrap();
+    let credentials_dir = credentials.path().display().to_string();
+    let password = |pairs: &[(&str, &str)]| {
+        load_with(text, pairs).map(|loaded| loaded.config.mqtt.unwrap().password.unwrap().reveal().to_owned())
+    };
+    assert_eq!(password(&[("CREDENTIALS_DIRECTORY", &credentials_dir)]), Ok("from-credentials".to_owned()));
+    assert_eq!(password(&[("FIELDPOST_MQTT__PASSWORD", "from-variable")]), Ok("from-variable".to_owned()));
+    let message = password(&[]).unwrap_err();
+    assert!(
+        message.starts_with(
+            "fieldpost.toml:3: mqtt.password_file = \"secret\": the file secret cannot be read: "
+        ),
+        "{message}"
+    );
+    fs::write(credentials.path().join("secret"), "\n").unwrap();
+    assert!(
+        password(&[("CREDENTIALS_DIRECTORY", &credentials_dir)]).unwrap_err().ends_with("secret is empty")
+    );
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let (_folder, path) = full_folder();
+    let loaded = load_on(HOST, Some(&path), variables(&[("FIELDPOST_REDIS__PASSWORD", "va-hush")])).unwrap();
+    let shown = [
+        format!("{loaded:?}"),
+        effective_toml(&loaded.effective),
+        effective_json(&loaded.effective).to_string(),
+    ];
+    for text in shown {
+        assert!(!text.contains("hush"), "{text}");
+        assert!(text.contains("***") || text.contains("Secret"), "{text}");
+    }
+}
+
+#[test]
+fn the_effective_configuration_loads_to_itself() {
+    let (_folder, path) = full_folder();
+    let full = load_on(HOST, Some(&path), variables(&[])).unwrap();
+    fs::write(&path, effective_toml(&full.effective)).unwrap();
+    assert_eq!(load_on("other-host", Some(&path), variables(&[])).unwrap().config, full.config);
+    let text = effective_toml(&load_on(HOST, None, variables(&[])).unwrap().effective);
+    assert_eq!(load(&text).unwrap().config, defaults(), "{text}");
+    assert!(text.contains("# url is not set"), "{text}");
+}
+
+#[test]
+fn the_effective_configuration_reads_well() {
+    let text = "[log]\nformat = \"json\"\n[redis]\nqueue = 7\n";
+    let loaded =
+        load_with(text, &[("FIELDPOST_REDIS__PASSWORD", "hush"), ("FIELDPOST_LOG__LEVEL", "warn")]).unwrap();
+    let shown = effective_toml(&loaded.effective);
+    let tail = shown.split_once("[redis]").unwrap().1;
+    assert_eq!(
+        tail,
+        r##"
+# url is not set: no pings are sent
+# username is not set: none is sent
+# password_file is not set: none is sent
+# password = ***                             # from FIELDPOST_REDIS__PASSWORD
+channel = "events:{source_type}:{source_id}" # default
+ping_after = "durable"                       # default
+queue = 7                                    # line 4
+timeout = "2s"                               # default
+
+[log]
+level = "warn"                               # from FIELDPOST_LOG__LEVEL
+format = "json"                              # line 2
+"##
+    );
+    let json = effective_json(&loaded.effective);
+    assert_eq!(json["redis.queue"]["value"], 7);
+    assert_eq!(json["redis.password"]["value"], "***");
+    assert_eq!(json["redis.url"]["value"], serde_json::Value::Null);
+    assert_eq!(json["log.level"]["place"], "FIELDPOST_LOG__LEVEL");
+}
+
+#[test]
+fn kafka_is_required_to_run() {
+    assert_eq!(
+        defaults().kafka().unwrap_err().to_string(),
+        "the configuration has a problem:\nkafka.brokers is required: name the brokers in the file or set the variable \
+         FIELDPOST_KAFKA__BROKERS"
+    );
+    assert!(load("[kafka]\nbrokers = \"a\"").unwrap().config.kafka().is_ok());
+}
+
+/// The declarations are one table; this is what must hold for each row.
+#[test]
+fn every_key_is_declared_well() {
+    let read = declared();
+    let mut names = BTreeSet::new();
+    for declared in &read.declared {
+        let name = declared.key.name;
+        assert!(names.insert(name), "{name} is declared twice");
+        let (section, _) = name.split_once('.').unwrap();
+        assert!(read.sections.iter().any(|known| known.name == section), "{name}");
+        for text in [declared.key.meaning, declared.key.delivery] {
+            assert!(text.is_empty() || text.ends_with('.'), "{name}: {text}");
+            assert!(!text.contains('|') && !text.contains("  "), "{name}: {text}");
+        }
+        assert!(!declared.key.meaning.is_empty() && !declared.allowed.is_empty(), "{name}");
+    }
+}
+
+/// The tables of docs/configuration.md, a section each.
+fn key_tables(read: &Outcome) -> String {
+    let mut text = String::new();
+    for section in &read.sections {
+        let _ = write!(text, "\n### `[{}]`\n\n{}\n\n", section.name, section.meaning);
+        text.push_str("| Key, variable | Default | Allowed | What it does | Effect on delivery |\n");
+        text.push_str("|---|---|---|---|---|\n");
+        for Declared { key, allowed, default } in render::keys_of(read, *section) {
+            let name = key.name.split_once('.').map_or(key.name, |(_, name)| name);
+            let default = match default {
+                DeclaredDefault::Value(value) => format!("`{}`", value.to_toml()),
+                DeclaredDefault::Absent(absent, _) => format!("not set: {absent}"),
+                DeclaredDefault::Derived(from, _) => (*from).to_owned(),
+            };
+            let delivery = if key.delivery.is_empty() { "none" } else { key.delivery };
+            let _ = writeln!(
+                text,
+                "| `{name}`<br>`{}` | {default} | {allowed} | {} | {delivery} |",
+                variable_of(key.name),
+                key.meaning
+            );
+        }
+    }
+    text
+}
+
+proptest::proptest! {
+    /// Whatever stands in the file and in the environment: an answer, never a panic.
+    #[test]
+    fn any_text_is_answered(
+        text in "(\\[(agent|mqtt|kafka|limits|kafka.properties)\\]\n)?(url|id|qos|memory|a\\.b) ?= ?(\\PC{0,12}|\"\\PC{0,12}\"|[0-9]{1,25})\n\\PC{0,20}",
+        section in "(AGENT|MQTT|REDIS|KAFKA|LIMITS|[A-Z_]{0,6})",
+        key in "(ID|URL|QOS|TOPICS|MODE|PROPERTIES|MEMORY|[A-Z_]{0,6})",
+        value in "\\PC{0,20}",
+    ) {
+        let _ = load_with(&text, &[(&format!("FIELDPOST_{section}__{key}"), &value)]);
+        let _ = load_with("", &[(&format!("FIELDPOST_{section}__{key}"), &value)]);
+    }
+}
+
+/// Compares a generated text with the file that holds it; with FIELDPOST_BLESS set the file is written instead.
+fn assert_file(path: &str, generated: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if std::env::var_os("FIELDPOST_BLESS").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, generated).unwrap();
+    }
+    let held = fs::read_to_string(&path).unwrap_or_default();
+    assert!(held == generated, "{} is out of date: FIELDPOST_BLESS=1 cargo test config", path.display());
+}
+
+#[test]
+fn the_example_file_is_the_defaults() {
+    let example = render::example_file(&declared());
+    assert_file("deploy/fieldpost.toml", &example);
+    assert_eq!(load(&example).unwrap().config, defaults());
+}
+
+/// Taking every `#` away in front of a key must give a file that loads, and keys with a default must keep it.
+#[test]
+fn the_example_file_loads_with_every_key_in_use() {
+    let in_use: String = render::example_file(&declared())
+        .lines()
+        .filter(|line| !line.contains("password_file"))
+        .map(|line| match line.strip_prefix('#') {
+            Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase()) => format!("{key}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let config = load(&in_use).unwrap().config;
+    let wanted = defaults();
+    assert_eq!((config.limits, config.buffer, config.drain), (wanted.limits, wanted.buffer, wanted.drain));
+    assert_eq!((config.agent, config.log), (wanted.agent, wanted.log));
+    assert!(
+        config.mqtt.is_some() && config.unix.is_some() && config.kafka.is_some() && config.redis.is_some()
+    );
+}
+
+#[test]
+fn the_manual_lists_exactly_the_keys() {
+    const START: &str =
+        "<!-- generated from src/config/keys.rs; FIELDPOST_BLESS=1 cargo test config writes it anew -->\n";
+    const END: &str = "\n<!-- end of the generated part -->\n";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let held = fs::read_to_string(path).unwrap();
+    let (head, rest) = held.split_once(START).expect("the start mark");
+    let (_, tail) = rest.split_once(END).expect("the end mark");
+    let tables = key_tables(&declared());
+    assert_file("docs/configuration.md", &format!("{head}{START}{tables}{END}{tail}"));
+}

@@ -1,0 +1,354 @@
+//! The drain's states against a scripted producer and the real buffer.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Notify;
+
+use super::*;
+use crate::buffer::{Batch, Options as BufferOptions, Wait, WhenFull, WriterThread};
+use crate::event::{Event, EventId, Payload, Stamp};
+use crate::sink::{Record, kafka};
+
+/// What the scripted producer does with the records of one hand-over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Deliver,
+    Reject,
+    Misconfigured,
+    /// Reported only when the test says so.
+    Hold,
+}
+
+#[derive(Default)]
+struct Script {
+    /// Fate of each record by event id; `Deliver` unless named here. Used up once.
+    fates: VecDeque<(String, Fate)>,
+    /// Ids in the order in which they were sent, with how many were in flight by then.
+    sent: Vec<(String, usize)>,
+    /// Ids in the order in which they were delivered.
+    delivered: Vec<String>,
+    held: Vec<(usize, String)>,
+    reports: Vec<Report>,
+    fatal: Option<String>,
+    restarts: usize,
+    queue_max: usize,
+}
+
+#[derive(Clone, Default)]
+struct Scripted {
+    script: Arc<Mutex<Script>>,
+    reported: Arc<Notify>,
+}
+
+impl Scripted {
+    fn with<T>(&self, look: impl FnOnce(&mut Script) -> T) -> T {
+        look(&mut self.script.lock().unwrap())
+    }
+
+    fn release(&self) {
+        self.with(|script| {
+            for (tag, id) in std::mem::take(&mut script.held) {
+                script.delivered.push(id);
+                script.reports.push(Report { tag, outcome: Outcome::Delivered });
+            }
+        });
+        self.reported.notify_one();
+    }
+
+    async fn until(&self, is_so: impl Fn(&mut Script) -> bool) {
+        let wait = async {
+            while !self.with(&is_so) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the script did not come true");
+    }
+}
+
+impl Producer for Scripted {
+    fn send(&mut self, record: &Record<'_>, tag: usize) -> Result<(), SendError> {
+        let header = |name: &str| record.headers.iter().find(|(n, _)| *n == name).unwrap().1;
+        let id = String::from_utf8(header("fieldpost-id").to_vec()).unwrap();
+        let result = self.with(|script| {
+            if script.fatal.is_some() {
+                return Err(SendError::Fatal("fenced".into()));
+            }
+            if script.queue_max > 0 && script.held.len() >= script.queue_max {
+                return Err(SendError::QueueFull);
+            }
+            let in_flight = script.held.len();
+            script.sent.push((id.clone(), in_flight));
+            let at = script.fates.iter().position(|(wanted, _)| *wanted == id);
+            let fate = at.and_then(|at| script.fates.remove(at)).map_or(Fate::Deliver, |(_, fate)| fate);
+            let outcome = match fate {
+                Fate::Deliver => {
+                    script.delivered.push(id);
+                    Outcome::Delivered
+                }
+                Fate::Reject => Outcome::Rejected("too large".into()),
+                Fate::Misconfigured => Outcome::Misconfigured("not authorised".into()),
+                Fate::Hold => {
+                    script.held.push((tag, id));
+                    return Ok(());
+                }
+            };
+            script.reports.push(Report { tag, outcome });
+            Ok(())
+        });
+        self.reported.notify_one();
+        result
+    }
+
+    fn take_reports(&mut self, reports: &mut Vec<Report>) {
+        self.with(|script| reports.append(&mut script.reports));
+    }
+
+    async fn reported(&self) {
+        self.reported.notified().await;
+    }
+
+    fn fatal(&self) -> Option<String> {
+        self.with(|script| script.fatal.clone())
+    }
+
+    fn restart(&mut self) -> Result<(), ProducerError> {
+        self.with(|script| {
+            script.fatal = None;
+            script.restarts += 1;
+            script.reports.clear();
+            script.held.clear();
+        });
+        Ok(())
+    }
+
+    fn close(self, _timeout: Duration) {}
+}
+
+struct Bench {
+    _dir: tempfile::TempDir,
+    buffer: Buffer,
+    writer: WriterThread,
+    producer: Scripted,
+    stats: Arc<Stats>,
+    stop: CancellationToken,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = BufferOptions {
+            dir: dir.path().to_owned(),
+            bytes_max: 64 << 20,
+            when_full: WhenFull::Block,
+            commit_interval: Duration::ZERO,
+            queue_bytes_max: 1 << 20,
+        };
+        let (buffer, writer) = Buffer::open(&options, [0; 16]).unwrap();
+        Self {
+            _dir: dir,
+            buffer,
+            writer,
+            producer: Scripted::default(),
+            stats: Arc::default(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    async fn append(&self, ids: std::ops::RangeInclusive<u64>) {
+        let mut batch = Batch::new();
+        for id in ids {
+            let id = id.to_string();
+            let event = Event {
+                id: EventId::Given(&id),
+                kind: "t",
+                source_type: "s",
+                source_id: "1",
+                timestamp: None,
+                received: Stamp { wall_us: 0, boot_us: 1, clock_trusted: true },
+                payload: Payload::Json("1"),
+            };
+            batch.push(&event, usize::MAX).unwrap();
+        }
+        self.buffer.append(batch, Wait::Forever).await.unwrap();
+    }
+
+    fn fates(&self, fates: &[(u64, Fate)]) {
+        self.producer
+            .with(|script| script.fates.extend(fates.iter().map(|&(id, fate)| (id.to_string(), fate))));
+    }
+
+    fn drain(&self, delivery: Delivery) -> Drain<Scripted> {
+        let options = Options {
+            delivery,
+            round_interval: Duration::from_millis(1),
+            window_bytes_max: 1 << 20,
+            stop_grace: Duration::from_secs(2),
+        };
+        let formatter = Formatter::new("t", kafka::Timestamp::Send, "agent", self.buffer.log().id);
+        // A link that works; down, a stop would not wait for it.
+        self.stats.kafka.set(LinkState::Up);
+        Drain::new(
+            self.buffer.clone(),
+            self.producer.clone(),
+            options,
+            formatter,
+            Arc::clone(&self.stats),
+            None,
+        )
+    }
+
+    /// Runs the drain beside `scenario`, stops it, and closes the buffer. Answers the cursor that is left.
+    async fn run(self, delivery: Delivery, scenario: impl AsyncFnOnce(&Self)) -> (Seq, Arc<Stats>) {
+        let drain = self.drain(delivery);
+        let running = drain.run(self.stop.clone());
+        let beside = async {
+            scenario(&self).await;
+            self.stop.cancel();
+        };
+        let (ended, ()) = tokio::join!(running, beside);
+        ended.unwrap();
+        let cursor = self.buffer.figures().cursor;
+        self.buffer.close().await;
+        self.writer.ended().await.unwrap();
+        (cursor, self.stats)
+    }
+}
+
+fn ids(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
+    range.map(|id| id.to_string()).collect()
+}
+
+#[tokio::test]
+async fn everything_goes_out_in_order_and_is_committed() {
+    let bench = Bench::new();
+    bench.append(1..=500).await;
+    let (cursor, stats) = bench
+        .run(Delivery::AtLeastOnce, async |bench| {
+            bench.producer.until(|script| script.delivered.len() == 500).await;
+            bench.append(501..=510).await;
+            bench.producer.until(|script| script.delivered.len() == 510).await;
+            bench.producer.with(|script| assert_eq!(script.delivered, ids(1..=510)));
+        })
+        .await;
+    assert_eq!((cursor, stats.kafka_out.get()), (Seq(510), 510));
+}
+
+#[tokio::test]
+async fn the_cursor_stays_before_what_is_not_confirmed() {
+    let bench = Bench::new();
+    bench.append(1..=10).await;
+    bench.fates(&[(4, Fate::Hold)]);
+    let (cursor, _) = bench
+        .run(Delivery::AtLeastOnce, async |bench| {
+            bench.producer.until(|script| script.sent.len() == 10).await;
+        })
+        .await;
+    assert_eq!(cursor, Seq(3), "4 was not confirmed before the grace was over");
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_what_is_in_flight() {
+    let bench = Bench::new();
+    bench.append(1..=3).await;
+    bench.fates(&[(3, Fate::Hold)]);
+    let producer = bench.producer.clone();
+    let stop = bench.stop.clone();
+    let run = bench.run(Delivery::AtLeastOnce, async |bench| {
+        bench.producer.until(|script| script.held.len() == 1).await;
+    });
+    let release = async {
+        stop.cancelled().await;
+        producer.release();
+    };
+    let ((cursor, _), ()) = tokio::join!(run, release);
+    assert_eq!(cursor, Seq(3));
+}
+
+#[tokio::test]
+async fn a_refused_event_goes_out_again_alone_and_nothing_is_lost() {
+    let bench = Bench::new();
+    bench.append(1..=20).await;
+    bench.fates(&[(5, Fate::Misconfigured), (6, Fate::Misconfigured), (5, Fate::Reject)]);
+    let (cursor, stats) = bench
+        .run(Delivery::AtLeastOnce, async |bench| {
+            bench.producer.until(|script| script.delivered.ends_with(&ids(5..=20))).await;
+        })
+        .await;
+    assert_eq!(cursor, Seq(20));
+    assert!(stats.kafka_rewinds.get() >= 2);
+}
+
+#[tokio::test]
+async fn behind_a_refusal_events_go_one_by_one_until_it_is_through() {
+    let bench = Bench::new();
+    bench.append(1..=10).await;
+    // 5 and 6 are refused once; the second time everything up to 6 has to go out alone.
+    bench.fates(&[(5, Fate::Reject), (6, Fate::Reject), (5, Fate::Hold)]);
+    let (cursor, _) = bench
+        .run(Delivery::AtLeastOnce, async |bench| {
+            bench.producer.until(|script| script.held.len() == 1).await;
+            bench.producer.with(|script| {
+                let (last, in_flight) = script.sent.last().unwrap().clone();
+                assert_eq!((last.as_str(), in_flight), ("5", 0), "5 goes out alone and 6 waits for it");
+            });
+            bench.producer.release();
+            bench.producer.until(|script| script.delivered.ends_with(&ids(5..=10))).await;
+        })
+        .await;
+    assert_eq!(cursor, Seq(10));
+}
+
+#[tokio::test]
+async fn a_broken_producer_is_made_again_and_the_unconfirmed_goes_out_again() {
+    let bench = Bench::new();
+    bench.append(1..=5).await;
+    bench.fates(&[(3, Fate::Hold)]);
+    let (cursor, stats) = bench
+        .run(Delivery::AtLeastOnce, async |bench| {
+            bench.producer.until(|script| script.held.len() == 1 && script.sent.len() == 5).await;
+            bench.producer.with(|script| script.fatal = Some("fenced".into()));
+            bench.producer.reported.notify_one();
+            bench
+                .producer
+                .until(|script| script.restarts == 1 && script.delivered.ends_with(&ids(3..=5)))
+                .await;
+        })
+        .await;
+    assert_eq!(cursor, Seq(5));
+    assert_eq!(stats.kafka_rewinds.get(), 1);
+}
+
+#[tokio::test]
+async fn a_full_queue_is_waited_for() {
+    let bench = Bench::new();
+    bench.append(1..=10).await;
+    bench.fates(&(1..=10).map(|id| (id, Fate::Hold)).collect::<Vec<_>>());
+    bench.producer.with(|script| script.queue_max = 4);
+    let (cursor, _) = bench
+        .run(Delivery::AtLeastOnce, async |bench| {
+            for held in [4, 4, 2] {
+                bench.producer.until(|script| script.held.len() == held).await;
+                bench.producer.release();
+            }
+            bench.producer.until(|script| script.delivered.len() == 10).await;
+            bench.producer.with(|script| assert_eq!(script.delivered, ids(1..=10)));
+        })
+        .await;
+    assert_eq!(cursor, Seq(10));
+}
+
+#[tokio::test]
+async fn at_most_once_commits_before_it_sends_and_never_sends_again() {
+    let bench = Bench::new();
+    bench.append(1..=10).await;
+    bench.fates(&[(2, Fate::Reject), (7, Fate::Hold)]);
+    let (cursor, stats) = bench
+        .run(Delivery::AtMostOnce, async |bench| {
+            bench.producer.until(|script| script.sent.len() == 10).await;
+            assert_eq!(bench.buffer.figures().cursor, Seq(10), "durable although 7 is still in flight");
+        })
+        .await;
+    // 2 was refused, and nobody said by the end of the grace what became of 7.
+    assert_eq!((cursor, stats.kafka_lost.get(), stats.kafka_rewinds.get()), (Seq(10), 2, 0));
+}

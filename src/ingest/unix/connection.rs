@@ -1,0 +1,308 @@
+//! One connection: reads lines, appends their events in batches, answers what became of them.
+//!
+//! While appends are on their way the next lines are read and parsed, up to [`BATCH_BYTES`] and [`APPENDS_MAX`]; then
+//! reading stops and the peer's own writes block. A lone line is appended at once; in a burst all whole lines of a
+//! chunk are one batch. A turn works on one chunk at most, so no peer can keep the others waiting.
+
+use std::future::Future;
+use std::io::ErrorKind;
+use std::mem;
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+
+use super::in_flight::{InFlight, Runs, Settled};
+use super::lines::{CHUNK_BYTES, Line, Lines};
+use super::note;
+use super::reply::{Code, Replies};
+use crate::buffer::{AppendError, Appended, Batch, Refused};
+use crate::error::Class;
+use crate::event::NAME_BYTES_MAX;
+use crate::ingest::Admission;
+use crate::ingest::form::parse_event;
+
+/// Reading goes on until this much waits for its append; one chunk more may come on top.
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// Most appends on their way: one being synced and the next ones collecting. With the batch that waits this bounds
+/// a connection to about half a megabyte and its line buffer.
+const APPENDS_MAX: usize = 4;
+
+/// How long a peer that sent its last byte may take to read its answers.
+const ANSWERS_WAIT: Duration = Duration::from_secs(30);
+
+/// The same when the agent stops.
+const STOP_WAIT: Duration = Duration::from_secs(1);
+
+/// Longest line for events of at most `event_bytes_max` stored bytes: a payload of bytes grows by a third in base64,
+/// names may be written with escapes, and field names and spaces take some.
+pub(super) fn line_bytes_max(event_bytes_max: usize) -> usize {
+    (event_bytes_max / 3).saturating_mul(4).saturating_add(4 * NAME_BYTES_MAX + 4 * 1024)
+}
+
+/// A connection and everything it holds in memory.
+pub(super) struct Connection<'a, A, F> {
+    stream: UnixStream,
+    append: A,
+    lines: Lines,
+    intake: Intake<'a>,
+    in_flight: InFlight<F>,
+    replies: Replies,
+    /// Events that became durable.
+    durable: u64,
+    /// Memory of a settled batch for the next one; only while the peer is busy.
+    spare: Option<Batch>,
+    /// The last look found nothing to read.
+    is_quiet: bool,
+    /// Bytes read since the others had their turn.
+    turn_bytes: usize,
+}
+
+/// What a look at the stream found.
+#[derive(Debug, PartialEq, Eq)]
+enum Stream {
+    Open,
+    Ended,
+}
+
+impl<'a, A, F> Connection<'a, A, F>
+where
+    A: Fn(Batch) -> F,
+    F: Future<Output = Result<Appended, Refused>>,
+{
+    /// A connection that hands its batches to `append`.
+    pub(super) fn new(stream: UnixStream, admission: &'a Admission, append: A) -> Self {
+        let bytes_max = line_bytes_max(admission.event_bytes_max());
+        let peer = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
+        Self {
+            stream,
+            append,
+            lines: Lines::new(bytes_max),
+            intake: Intake { admission, bytes_max, peer, batch: Batch::new(), lines: Runs::default() },
+            in_flight: InFlight::new(),
+            replies: Replies::default(),
+            durable: 0,
+            spare: None,
+            is_quiet: true,
+            turn_bytes: 0,
+        }
+    }
+
+    /// Serves the peer until it has sent everything or `stop`, settles what was read, answers, and closes.
+    ///
+    /// Cancel safe: no, appends on their way would be stored without an answer.
+    pub(super) async fn run(mut self, stop: &CancellationToken) {
+        self.read_lines(stop).await;
+        self.settle_all().await;
+        let answered = tokio::select! {
+            () = self.write_all() => true,
+            () = tokio::time::sleep(ANSWERS_WAIT) => false,
+            () = async { stop.cancelled().await; tokio::time::sleep(STOP_WAIT).await } => false,
+        };
+        tracing::debug!(peer = self.intake.peer, durable = self.durable, answered, "connection closed");
+    }
+
+    async fn read_lines(&mut self, stop: &CancellationToken) {
+        let mut stopped = pin!(stop.cancelled());
+        loop {
+            self.begin_append();
+            let has_answers = !self.replies.is_empty();
+            let has_room = self.intake.batch.bytes() < BATCH_BYTES;
+            let stream = tokio::select! {
+                biased;
+                () = &mut stopped => Stream::Ended,
+                settled = self.in_flight.settled() => self.settle(settled),
+                ready = self.stream.writable(), if has_answers => match ready {
+                    Ok(()) => { self.write(); Stream::Open }
+                    Err(_) => Stream::Ended,
+                },
+                ready = self.stream.readable(), if has_room => match ready {
+                    Ok(()) => self.read(),
+                    Err(_) => Stream::Ended,
+                },
+            };
+            if stream == Stream::Ended {
+                return;
+            }
+            if self.turn_bytes >= CHUNK_BYTES {
+                self.turn_bytes = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Brings everything that was read to an end. Takes as long as the appends, which have a limit of their own.
+    async fn settle_all(&mut self) {
+        self.begin_append();
+        while !self.in_flight.is_empty() {
+            let has_answers = !self.replies.is_empty();
+            tokio::select! {
+                biased;
+                settled = self.in_flight.settled() => { self.settle(settled); }
+                ready = self.stream.writable(), if has_answers => match ready {
+                    Ok(()) => self.write(),
+                    Err(_) => self.replies.discard(),
+                }
+            }
+            self.begin_append();
+        }
+    }
+
+    async fn write_all(&mut self) {
+        while !self.replies.is_empty() && self.stream.writable().await.is_ok() {
+            self.write();
+        }
+    }
+
+    fn read(&mut self) -> Stream {
+        match self.lines.read(|space| self.stream.try_read_buf(space)) {
+            Ok(0) => {
+                if let Some(line) = self.lines.unfinished() {
+                    self.intake.refuse_half_line(line, &mut self.replies);
+                }
+                return Stream::Ended;
+            }
+            Ok(bytes) => {
+                self.is_quiet = false;
+                self.turn_bytes += bytes;
+                while let Some(line) = self.lines.next_line() {
+                    self.intake.take(line, &mut self.replies);
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => self.rest(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // A peer that closed without reading its answers.
+            Err(_) => return Stream::Ended,
+        }
+        Stream::Open
+    }
+
+    /// A peer that does not read never ends the connection here: what it sent before it left still counts.
+    fn write(&mut self) {
+        match self.stream.try_write(self.replies.unsent()) {
+            Ok(bytes) => self.replies.sent(bytes),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => self.replies.discard(),
+        }
+    }
+
+    fn begin_append(&mut self) {
+        if !self.intake.batch.is_empty() && self.in_flight.len() < APPENDS_MAX {
+            let next = self.spare.take().unwrap_or_default();
+            let batch = mem::replace(&mut self.intake.batch, next);
+            self.in_flight.push(mem::take(&mut self.intake.lines), (self.append)(batch));
+        }
+    }
+
+    fn settle(&mut self, settled: Settled) -> Stream {
+        let events = settled.lines.lines();
+        match settled.outcome {
+            Ok(Appended { batch, .. }) => {
+                self.durable += events;
+                self.intake.admission.stats().unix_in.add(events);
+                self.replies.ack(self.durable);
+                self.keep(batch);
+                Stream::Open
+            }
+            Err(Refused { reason, batch }) => {
+                self.intake.admission.stats().refused.add(events);
+                let code = code(&reason);
+                note::refused(code, &reason, events, self.intake.peer);
+                for lines in settled.lines {
+                    self.replies.refuse(lines, code, || reason.to_string().into());
+                }
+                batch.into_iter().for_each(|batch| self.keep(batch));
+                // Nothing will be taken any more: reading on would only refuse.
+                if reason.class() == Class::Fatal { Stream::Ended } else { Stream::Open }
+            }
+        }
+    }
+
+    fn keep(&mut self, mut batch: Batch) {
+        if !self.is_quiet && batch.bytes() <= BATCH_BYTES + CHUNK_BYTES {
+            batch.clear();
+            self.spare = Some(batch);
+        }
+    }
+
+    /// Gives back the memory of a burst: most connections are idle most of the time.
+    fn rest(&mut self) {
+        self.is_quiet = true;
+        self.spare = None;
+        self.lines.idle();
+        if self.intake.batch.is_empty() {
+            self.intake.batch = Batch::new();
+        }
+    }
+}
+
+fn code(reason: &AppendError) -> Code {
+    match reason {
+        AppendError::Full => Code::BufferFull,
+        AppendError::TimedOut => Code::Timeout,
+        AppendError::Storage(_) => Code::Storage,
+        AppendError::Closed => Code::Closing,
+    }
+}
+
+/// The next batch and the lines behind its events.
+struct Intake<'a> {
+    admission: &'a Admission,
+    /// Longest line.
+    bytes_max: usize,
+    /// Process id of the peer, for the log.
+    peer: Option<i32>,
+    batch: Batch,
+    lines: Runs,
+}
+
+impl Intake<'_> {
+    fn take(&mut self, line: Line<'_>, replies: &mut Replies) {
+        let stats = self.admission.stats();
+        let (number, text) = match line {
+            Line::Whole { number, text } => (number, text),
+            Line::TooLong { number } => {
+                stats.too_large.add(1);
+                note::line(Code::TooLarge, number, self.peer);
+                let bytes_max = self.bytes_max;
+                replies.refuse(number..=number, Code::TooLarge, || {
+                    format!(
+                        "the line is longer than {bytes_max} bytes, which follow from limits.max_event_bytes"
+                    )
+                    .into()
+                });
+                return;
+            }
+        };
+        let draft = match parse_event(text) {
+            Ok(draft) => draft,
+            Err(error) => {
+                stats.invalid.add(1);
+                note::line(Code::Invalid, number, self.peer);
+                return replies.refuse(number..=number, Code::Invalid, || error.to_string().into());
+            }
+        };
+        match self.admission.admit(&draft, &mut self.batch) {
+            Ok(()) => self.lines.push(number),
+            Err(refusal) => {
+                let code = match refusal {
+                    crate::ingest::Refusal::Invalid(_) => Code::Invalid,
+                    crate::ingest::Refusal::TooLarge { .. } => Code::TooLarge,
+                };
+                note::line(code, number, self.peer);
+                replies.refuse(number..=number, code, || refusal.to_string().into());
+            }
+        }
+    }
+
+    fn refuse_half_line(&mut self, number: u64, replies: &mut Replies) {
+        self.admission.stats().invalid.add(1);
+        note::line(Code::Invalid, number, self.peer);
+        replies.refuse(number..=number, Code::Invalid, || "the last line has no line end".into());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,214 @@
+//! Asks Kafka whether it would take the agent's records, and librdkafka whether it knows the properties.
+//!
+//! A consumer asks, not a producer: asking for a topic's metadata as a producer would create the topic.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{ClientContext, metadata::Metadata};
+use thiserror::Error;
+
+use super::kafka::{self, Options};
+
+/// What Kafka said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Brokers of the cluster; zero when only its id was asked for.
+    pub brokers: usize,
+    /// The topic.
+    pub topic: Topic,
+}
+
+/// The state of the configured topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Topic {
+    /// Its name depends on the event, so there is nothing to ask for.
+    PerEvent,
+    /// It does not exist; the broker may or may not make it with the first record.
+    Missing,
+    /// It exists.
+    Exists {
+        /// Its partitions.
+        partitions: usize,
+        /// Those among them that nobody leads and that take no records for now.
+        leaderless: usize,
+    },
+}
+
+/// Why Kafka would not take the agent's records. The message says what to look at.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ProbeError {
+    /// librdkafka does not take a property: a configuration error.
+    #[error("{0}; see kafka.properties")]
+    Property(String),
+    /// No broker answers: try again once they run.
+    #[error("{0}; are the brokers running, and is kafka.brokers right?")]
+    Unreachable(String),
+    /// The topic must not be used: a human is needed.
+    #[error("topic {topic}: {reason}")]
+    Topic {
+        /// Its name.
+        topic: String,
+        /// What Kafka said.
+        reason: String,
+    },
+}
+
+/// Whether librdkafka knows every property and takes its value. Connects to nothing.
+///
+/// # Errors
+/// [`ProbeError::Property`] names the property.
+pub fn validate(options: &Options) -> Result<(), ProbeError> {
+    client_config(options).create_native_config().map(drop).map_err(|error| property(&error))
+}
+
+/// Connects and reads the topic's metadata. Blocks for up to `timeout`.
+///
+/// # Errors
+/// [`ProbeError`], as the sink would meet it.
+pub fn probe(options: &Options, timeout: Duration) -> Result<Found, ProbeError> {
+    let trouble = Trouble::default();
+    let consumer: BaseConsumer<Trouble> =
+        client_config(options).create_with_context(trouble.clone()).map_err(|error| property(&error))?;
+    if options.topic.contains('{') {
+        let answered = consumer.client().fetch_cluster_id(timeout).is_some();
+        return match answered {
+            true => Ok(Found { brokers: 0, topic: Topic::PerEvent }),
+            false => Err(unreachable(&consumer, &trouble, timeout)),
+        };
+    }
+    let metadata = consumer
+        .fetch_metadata(Some(&options.topic), timeout)
+        .map_err(|_| unreachable(&consumer, &trouble, timeout))?;
+    let topic = topic(&metadata, &options.topic)?;
+    Ok(Found { brokers: metadata.brokers().len(), topic })
+}
+
+fn unreachable(consumer: &BaseConsumer<Trouble>, trouble: &Trouble, timeout: Duration) -> ProbeError {
+    // librdkafka tells its errors to whoever polls; there are few, and each poll takes one.
+    for _ in 0..EVENTS_MAX {
+        let _ = consumer.poll(Duration::ZERO);
+    }
+    let reason = trouble.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    ProbeError::Unreachable(reason.unwrap_or_else(|| format!("no answer within {} ms", timeout.as_millis())))
+}
+
+/// More errors than a few brokers cause within the longest time-out anyone waits for.
+const EVENTS_MAX: usize = 100;
+
+fn topic(metadata: &Metadata, name: &str) -> Result<Topic, ProbeError> {
+    let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
+        return Ok(Topic::Missing);
+    };
+    match topic.error().map(RDKafkaErrorCode::from) {
+        None | Some(RDKafkaErrorCode::LeaderNotAvailable) => {
+            let partitions = topic.partitions();
+            let leaderless = partitions.iter().filter(|partition| partition.leader() < 0).count();
+            Ok(Topic::Exists { partitions: partitions.len(), leaderless })
+        }
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+            Ok(Topic::Missing)
+        }
+        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => Err(ProbeError::Topic {
+            topic: name.to_owned(),
+            reason: "access denied; let this user describe and write it, or set kafka.topic".to_owned(),
+        }),
+        Some(other) => {
+            Err(ProbeError::Topic { topic: name.to_owned(), reason: format!("{other}; see kafka.topic") })
+        }
+    }
+}
+
+/// The producer's own configuration: what it would meet, this meets.
+fn client_config(options: &Options) -> ClientConfig {
+    let mut config = kafka::client_config(options);
+    config.set("allow.auto.create.topics", "false");
+    config
+}
+
+/// librdkafka's own words, which name the property, without their wrapping.
+fn property(error: &KafkaError) -> ProbeError {
+    ProbeError::Property(match error {
+        KafkaError::ClientConfig(_, reason, _, _) | KafkaError::ClientCreation(reason) => reason.clone(),
+        other => other.to_string(),
+    })
+}
+
+/// Remembers why connections failed: callers of librdkafka just hear of a time-out.
+#[derive(Clone, Default)]
+struct Trouble(Arc<Mutex<Option<String>>>);
+
+impl ClientContext for Trouble {
+    /// Kept silent: what matters comes as an error, too.
+    fn log(&self, _level: RDKafkaLogLevel, _facility: &str, _message: &str) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // "1/1 brokers are down" says less than the error before it.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            return;
+        }
+        // "host:port/bootstrap: Connect to ipv4#host:port failed: Connection refused (after 0ms in state CONNECT)"
+        let reason = reason.split_once("/bootstrap: ").map_or(reason, |(_, reason)| reason);
+        let reason = reason.split_once(" (after ").map_or(reason, |(reason, _)| reason);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+    }
+}
+
+impl ConsumerContext for Trouble {}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+
+    use super::*;
+    use crate::sink::kafka::{Compression, Timestamp};
+
+    fn options(brokers: &str) -> Options {
+        Options {
+            brokers: brokers.to_owned(),
+            topic: "fieldpost".to_owned(),
+            compression: Compression::Lz4,
+            timestamp: Timestamp::Send,
+            properties: Vec::new(),
+            queue_bytes_max: 4 << 20,
+            record_bytes_max: 1 << 20,
+            secrets: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn properties_are_librdkafkas() {
+        let mut options = options("127.0.0.1:9");
+        options.properties = vec![("socket.keepalive.enable".to_owned(), "true".to_owned())];
+        assert_eq!(validate(&options), Ok(()));
+        options.properties = vec![("sockt.x".to_owned(), "1".to_owned())];
+        let message = "No such configuration property: \"sockt.x\"; see kafka.properties";
+        assert_eq!(validate(&options).unwrap_err().to_string(), message);
+        assert_eq!(probe(&options, Duration::from_secs(1)).unwrap_err().to_string(), message);
+    }
+
+    #[test]
+    fn a_topic_is_described() {
+        let cluster = MockCluster::new(2).unwrap();
+        cluster.create_topic("fieldpost", 3, 2).unwrap();
+        let mut options = options(&cluster.bootstrap_servers());
+        let timeout = Duration::from_secs(20);
+        let exists = Topic::Exists { partitions: 3, leaderless: 0 };
+        assert_eq!(probe(&options, timeout), Ok(Found { brokers: 2, topic: exists }));
+        options.topic = "a.{source_type}".to_owned();
+        assert_eq!(probe(&options, timeout), Ok(Found { brokers: 0, topic: Topic::PerEvent }));
+    }
+
+    #[test]
+    fn a_closed_port_says_so() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let message = probe(&options(&format!("127.0.0.1:{port}")), Duration::from_millis(300))
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("Connection refused; are the brokers running"), "{message}");
+    }
+}

@@ -1,0 +1,304 @@
+//! Topics, and reading them back from the beginning.
+//!
+//! Readers take part in no group and see committed records only (`read_committed`), as a careful consumer does.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::unique;
+use super::wait::{USUAL, eventually, scaled};
+
+/// How long one look at the broker may take.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// One record as a consumer sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) key: Option<Vec<u8>>,
+    /// Empty for a record without a value.
+    pub(crate) payload: Vec<u8>,
+    /// In the record's order; a name can come more than once.
+    pub(crate) headers: Vec<(String, Vec<u8>)>,
+    /// Milliseconds since 1970.
+    pub(crate) timestamp: Option<i64>,
+}
+
+impl Record {
+    /// The key as text.
+    #[track_caller]
+    pub(crate) fn key_text(&self) -> &str {
+        let key = self.key.as_deref().expect("the record has a key");
+        std::str::from_utf8(key).expect("the key is UTF-8")
+    }
+
+    /// The last header of that name, as text.
+    #[track_caller]
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().rev().find(|(found, _)| found == name)?;
+        Some(std::str::from_utf8(value).expect("the header is UTF-8"))
+    }
+
+    /// The payload as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.payload).expect("the payload is JSON")
+    }
+
+    fn of(message: &BorrowedMessage<'_>) -> Self {
+        let headers = message.headers().map_or_else(Vec::new, |headers| {
+            headers
+                .iter()
+                .map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
+                .collect()
+        });
+        Self {
+            partition: message.partition(),
+            offset: message.offset(),
+            key: message.key().map(<[u8]>::to_vec),
+            payload: message.payload().unwrap_or_default().to_vec(),
+            headers,
+            timestamp: message.timestamp().to_millis(),
+        }
+    }
+}
+
+/// Creates a topic with a name of its own and returns the name.
+pub(crate) fn create_topic(brokers: &str, partitions: i32) -> String {
+    let name = unique("it");
+    create_topic_named(brokers, &name, partitions, &[]);
+    name
+}
+
+/// Creates `name`, with topic settings such as `("max.message.bytes", "1000")`. Returns when the broker shows all of
+/// its partitions with a leader.
+pub(crate) fn create_topic_named(brokers: &str, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+    let admin: AdminClient<DefaultClientContext> = client(brokers).create().expect("an admin client");
+    let topic = settings
+        .iter()
+        .fold(NewTopic::new(name, partitions, TopicReplication::Fixed(1)), |topic, (key, value)| {
+            topic.set(key, value)
+        });
+    let options = AdminOptions::new().operation_timeout(Some(scaled(USUAL)));
+    let results = block_on(admin.create_topics([&topic], &options)).expect("the broker answers");
+    for result in results {
+        result.expect("the topic is created");
+    }
+    eventually("the new topic's partitions have leaders", USUAL, || {
+        let metadata = admin.inner().fetch_metadata(Some(name), LOOK).ok()?;
+        let shown = metadata.topics().first()?.partitions();
+        let ready = shown.iter().filter(|partition| partition.leader() >= 0).count();
+        (i32::try_from(ready) == Ok(partitions)).then_some(())
+    });
+}
+
+/// Changes a setting of a topic.
+pub(crate) fn alter_topic(brokers: &str, name: &str, key: &str, value: &str) {
+    let admin: AdminClient<DefaultClientContext> = client(brokers).create().expect("an admin client");
+    let change = AlterConfig::new(ResourceSpecifier::Topic(name)).set(key, value);
+    let results = block_on(admin.alter_configs([&change], &AdminOptions::new())).expect("the broker answers");
+    for result in results {
+        result.expect("the topic is changed");
+    }
+}
+
+/// Reads `topic` from the beginning until `is_enough` says so of what has been read, in reading order.
+///
+/// # Panics
+/// When that takes longer than `patience` (scaled).
+#[track_caller]
+pub(crate) fn consume_until(
+    brokers: &str,
+    topic: &str,
+    patience: Duration,
+    mut is_enough: impl FnMut(&[Record]) -> bool,
+) -> Vec<Record> {
+    let deadline = Instant::now() + scaled(patience);
+    let mut reader = Reader::open(brokers, topic, patience);
+    let mut records = Vec::new();
+    while !is_enough(&records) {
+        assert!(
+            Instant::now() < deadline,
+            "not enough within {patience:?}: {} records of {topic}, the last {:?}",
+            records.len(),
+            records.last()
+        );
+        records.extend(reader.next(LOOK));
+    }
+    records
+}
+
+/// Reads `topic` from the beginning until there are `count` records. More may follow: see [`read_all`].
+#[track_caller]
+pub(crate) fn consume_count(brokers: &str, topic: &str, count: usize, patience: Duration) -> Vec<Record> {
+    consume_until(brokers, topic, patience, |records| records.len() >= count)
+}
+
+/// Everything that `topic` holds now, from the beginning to the end of each partition.
+#[track_caller]
+pub(crate) fn read_all(brokers: &str, topic: &str) -> Vec<Record> {
+    let deadline = Instant::now() + scaled(USUAL);
+    let mut reader = Reader::open(brokers, topic, USUAL);
+    let mut records = Vec::new();
+    while !reader.is_at_the_end() {
+        assert!(
+            Instant::now() < deadline,
+            "the end of {topic} was not reached, {} records read",
+            records.len()
+        );
+        records.extend(reader.next(LOOK));
+    }
+    records
+}
+
+/// Reads a topic in the background for as long as it lives, over broker crashes too.
+pub(crate) struct Consumer {
+    records: Arc<Mutex<Vec<Record>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Consumer {
+    /// Begins at the beginning of `topic`, which must exist.
+    pub(crate) fn start(brokers: &str, topic: &str) -> Self {
+        let mut reader = Reader::open(brokers, topic, USUAL);
+        let records = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let (records, stop) = (Arc::clone(&records), Arc::clone(&stop));
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    if let Some(record) = reader.next(LOOK) {
+                        records.lock().unwrap().push(record);
+                    }
+                }
+            }
+        });
+        Self { records, stop, thread: Some(thread) }
+    }
+
+    /// What has been read so far.
+    pub(crate) fn records(&self) -> Vec<Record> {
+        self.records.lock().unwrap().clone()
+    }
+
+    /// How many records have been read so far.
+    pub(crate) fn count(&self) -> usize {
+        self.records.lock().unwrap().len()
+    }
+
+    /// Waits until `is_enough` says so of what has been read, and returns that.
+    #[track_caller]
+    pub(crate) fn wait_until(
+        &self,
+        patience: Duration,
+        mut is_enough: impl FnMut(&[Record]) -> bool,
+    ) -> Vec<Record> {
+        eventually("enough records are read", patience, || {
+            let records = self.records.lock().unwrap();
+            is_enough(&records).then(|| records.clone())
+        })
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_count(&self, count: usize, patience: Duration) -> Vec<Record> {
+        self.wait_until(patience, |records| records.len() >= count)
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the reading thread has been printed; the test's own assertion is what fails it.
+            drop(thread.join());
+        }
+    }
+}
+
+/// All partitions of a topic, from the beginning.
+struct Reader {
+    consumer: BaseConsumer,
+    partitions: BTreeSet<i32>,
+    ended: BTreeSet<i32>,
+}
+
+impl Reader {
+    #[track_caller]
+    fn open(brokers: &str, topic: &str, patience: Duration) -> Self {
+        let consumer: BaseConsumer = client(brokers)
+            // librdkafka insists on a name, nothing is ever committed under it.
+            .set("group.id", unique("reader"))
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("isolation.level", "read_committed")
+            .set("fetch.wait.max.ms", "50")
+            .create()
+            .expect("a consumer");
+        // The agent under test may be the one that creates the topic, with its first record.
+        let partitions = eventually("the topic to read exists", patience, || {
+            let metadata = consumer.fetch_metadata(Some(topic), LOOK * 10).ok()?;
+            let found = metadata.topics().first().filter(|found| found.error().is_none())?;
+            let ids: BTreeSet<i32> = found.partitions().iter().map(|partition| partition.id()).collect();
+            (!ids.is_empty()).then_some(ids)
+        });
+        let mut list = TopicPartitionList::new();
+        for partition in &partitions {
+            list.add_partition_offset(topic, *partition, Offset::Beginning).expect("a valid offset");
+        }
+        consumer.assign(&list).expect("partitions can be assigned");
+        Self { consumer, partitions, ended: BTreeSet::new() }
+    }
+
+    fn next(&mut self, wait: Duration) -> Option<Record> {
+        match self.consumer.poll(wait)? {
+            Ok(message) => Some(Record::of(&message)),
+            Err(KafkaError::PartitionEOF(partition)) => {
+                self.ended.insert(partition);
+                None
+            }
+            // Lost connections and brokers on their way up: librdkafka tries again, the caller's patience decides.
+            Err(_) => None,
+        }
+    }
+
+    fn is_at_the_end(&self) -> bool {
+        self.ended == self.partitions
+    }
+}
+
+fn client(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", brokers)
+        .set("allow.auto.create.topics", "false")
+        // Fault tests take brokers away and bring them back: find out soon.
+        .set("reconnect.backoff.ms", "50")
+        .set("reconnect.backoff.max.ms", "500")
+        // Broker loss is expected; without this each one writes to the test's output.
+        .set_log_level(rdkafka::config::RDKafkaLogLevel::Critical);
+    config
+}
+
+/// On a thread of its own, because a test may itself run inside a runtime.
+fn block_on<F: Future<Output: Send> + Send>(future: F) -> F::Output {
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(future)
+        });
+        waiting.join().expect("the future does not panic")
+    })
+}
