@@ -38,6 +38,9 @@ const PUBLISH_BYTES: usize = 64;
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// For the broker to close a connection after DISCONNECT.
 const LEAVE_GRACE: Duration = Duration::from_secs(2);
+/// Wait after leaving for want of room. Short, since it comes once per load that was stored and answered: the buffer
+/// sets the pace.
+const COMEBACK: Duration = Duration::from_millis(10);
 /// A link that held this long was a working one: the next failure is a new one.
 const HELD: Duration = Duration::from_secs(5);
 /// This many connections in a row that did not hold are no accident.
@@ -220,7 +223,7 @@ impl<W: Wire> Station<W> {
             reconnect: Backoff::new(RECONNECT_FIRST, RECONNECT_MAX),
             refused: Backoff::new(REFUSED_FIRST, REFUSED_MAX),
             skipping: false,
-            comeback: RECONNECT_FIRST,
+            comeback: COMEBACK,
             leave_by: None,
             short_lived: 0,
             told: None,
@@ -542,7 +545,7 @@ impl<W: Wire> Station<W> {
         if self.stop_by.is_some() {
             self.stats().mqtt.set(LinkState::Down);
         }
-        std::mem::replace(&mut self.comeback, RECONNECT_FIRST)
+        std::mem::replace(&mut self.comeback, COMEBACK)
     }
 
     /// The client wakes once per keep-alive by itself.
