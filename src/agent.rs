@@ -366,6 +366,9 @@ fn status_line(stats: &Stats, buffer: &Buffer) -> String {
         figures.disk_bytes / 1024,
         stats.kafka_out.get(),
     );
+    if buffer.is_full() {
+        line += ", FULL";
+    }
     if stats.redis.get() != LinkState::Off {
         line += &format!(", pings {} (dropped {})", stats.pings_out.get(), stats.pings_dropped.get());
     }

@@ -1,5 +1,6 @@
-//! The handle on the real store.
+//! The handle, on the real store and on one whose failures and syncs are scripted.
 
+use super::memory::{Cut, MemoryShelf};
 use super::*;
 use crate::event::{Event, EventId, Payload, Stamp};
 
@@ -100,4 +101,332 @@ async fn space_comes_back_behind_the_cursor() {
     assert!(empty.disk_bytes < 16 * 1024 * 1024);
     buffer.close().await;
     thread.ended().await.unwrap();
+}
+
+/// A buffer on a scripted shelf.
+struct Bench {
+    dir: tempfile::TempDir,
+    shelf: MemoryShelf,
+    options: Options,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = options(dir.path());
+        Self { dir, shelf: MemoryShelf::new(Cut::Any, 9), options }
+    }
+
+    /// Room for a few megabytes.
+    fn small(when_full: WhenFull) -> Self {
+        let mut bench = Self::new();
+        (bench.options.when_full, bench.options.bytes_max) = (when_full, 6 * 1024 * 1024);
+        bench
+    }
+
+    fn open(&self) -> (Buffer, WriterThread) {
+        let lock = identity::Lock::take(self.dir.path()).unwrap();
+        Buffer::open_on(self.shelf.clone(), &self.options, BOOT, lock).unwrap()
+    }
+}
+
+fn noise(seed: u64, bytes: usize) -> String {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    (0..bytes).map(|_| rng.alphanumeric()).collect()
+}
+
+/// Appends until there is no room; answers the number of events.
+async fn fill(buffer: &Buffer) -> u64 {
+    for n in 1.. {
+        match buffer.append(batch(n, 1, &noise(n, 100_000)), Wait::AtMost(Duration::from_millis(20))).await {
+            Ok(appended) => assert_eq!(appended.first, Seq(n)),
+            Err(refused) => {
+                assert_eq!(refused.reason, AppendError::Full);
+                return n - 1;
+            }
+        }
+    }
+    unreachable!()
+}
+
+/// Starts an append and returns once the writer has it, unless the writer is held.
+async fn started(
+    buffer: &Buffer,
+    batch: Batch,
+    wait: Wait,
+) -> tokio::task::JoinHandle<Result<Appended, Refused>> {
+    let task = tokio::spawn({
+        let buffer = buffer.clone();
+        async move { buffer.append(batch, wait).await }
+    });
+    // One thread, and nothing in an append waits before it is queued.
+    tokio::task::yield_now().await;
+    task
+}
+
+#[tokio::test]
+async fn reject_refuses_at_once_and_gives_the_batch_back() {
+    let bench = Bench::small(WhenFull::Reject);
+    let (buffer, thread) = bench.open();
+    let count = fill(&buffer).await;
+    assert!(count > 5 && buffer.is_full());
+    let large = batch(count + 1, 1, &noise(0, 100_000));
+    let refused = buffer.append(large.clone(), Wait::Forever).await.unwrap_err();
+    assert_eq!((refused.reason, refused.batch), (AppendError::Full, Some(large.clone())));
+    buffer.commit_durable(Seq(count)).await.unwrap();
+    assert_eq!(buffer.append(large, Wait::Forever).await.unwrap().first, Seq(count + 1));
+    assert!(!buffer.is_full());
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn block_waits_for_room_up_to_the_deadline() {
+    let bench = Bench::small(WhenFull::Block);
+    let (buffer, thread) = bench.open();
+    let count = fill(&buffer).await;
+    let large = batch(count + 1, 1, &noise(0, 100_000));
+    let (start, wait) = (Instant::now(), Duration::from_millis(60));
+    let refused = buffer.append(large.clone(), Wait::AtMost(wait)).await.unwrap_err();
+    assert_eq!((refused.reason, refused.batch), (AppendError::Full, Some(large)));
+    assert!(start.elapsed() >= wait);
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn block_goes_on_in_order_when_a_commit_makes_room() {
+    let bench = Bench::small(WhenFull::Block);
+    let (buffer, thread) = bench.open();
+    let count = fill(&buffer).await;
+    let first = started(&buffer, batch(count + 1, 1, &noise(0, 100_000)), Wait::Forever).await;
+    let second = started(&buffer, batch(count + 2, 1, "1"), Wait::AtMost(Duration::from_secs(60))).await;
+    assert_eq!(read_ids(&buffer, Seq(count - 1)).await, [count]);
+    assert!(!first.is_finished() && !second.is_finished() && buffer.is_full());
+    buffer.commit(Seq(count));
+    assert_eq!(first.await.unwrap().unwrap().first, Seq(count + 1));
+    assert_eq!(second.await.unwrap().unwrap().first, Seq(count + 2));
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_waits_for_the_writer_has_a_limit_in_bytes() {
+    let mut bench = Bench::new();
+    bench.options.queue_bytes_max = 100_000;
+    let (buffer, thread) = bench.open();
+    bench.shelf.hold();
+    let first = started(&buffer, batch(1, 1, &noise(1, 80_000)), Wait::Forever).await;
+    bench.shelf.wait_until_held();
+    let large = batch(2, 1, &noise(2, 80_000));
+    let refused = buffer.append(large.clone(), Wait::AtMost(Duration::from_millis(20))).await.unwrap_err();
+    assert_eq!((refused.reason, refused.batch), (AppendError::TimedOut, Some(large.clone())));
+    let second = started(&buffer, large, Wait::Forever).await;
+    let small = started(&buffer, batch(3, 1, "1"), Wait::Forever).await;
+    bench.shelf.release();
+    for (task, seq) in [(first, 1), (second, 2), (small, 3)] {
+        assert_eq!(task.await.unwrap().unwrap().first, Seq(seq), "in the order of asking");
+    }
+    let larger_than_the_queue = batch(4, 1, &noise(3, 300_000));
+    assert_eq!(buffer.append(larger_than_the_queue, Wait::Forever).await.unwrap().first, Seq(4));
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_sync_refuses_its_group_and_the_buffer_recovers() {
+    let io = || StoreError::Io("scripted".into());
+    for seed in 0..20 {
+        let bench = Bench { shelf: MemoryShelf::new(Cut::Any, seed), ..Bench::new() };
+        let (buffer, thread) = bench.open();
+        let mut acked = Vec::new();
+        let mut next = 1;
+        for round in 0..6_u64 {
+            match round {
+                1 => bench.shelf.fail_next_sync(io()),
+                3 => bench.shelf.fail_next_sync(StoreError::NoSpace("scripted".into())),
+                4 => bench.shelf.fail_next_put(io()),
+                _ => {}
+            }
+            let mut tasks = Vec::new();
+            for _ in 0..5 {
+                tasks.push((next, started(&buffer, batch(next, 3, "1"), Wait::Forever).await));
+                next += 3;
+            }
+            let mut refused = 0;
+            for (from, task) in tasks {
+                match task.await.unwrap() {
+                    Ok(appended) => acked.extend((0..3).map(|n| (appended.first.0 + n, from + n))),
+                    Err(Refused { reason: AppendError::Storage(_), batch: Some(_) }) => refused += 1,
+                    Err(other) => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(refused > 0, matches!(round, 1 | 3 | 4), "round {round}");
+            // The writer opens again on its own; the next failure is to meet a sound buffer.
+            let appended = loop {
+                if let Ok(appended) = buffer.append(batch(next, 1, "1"), Wait::Forever).await {
+                    break appended;
+                }
+            };
+            acked.push((appended.first.0, next));
+            next += 1;
+        }
+        drop(buffer);
+        thread.ended().await.unwrap();
+        bench.shelf.power_cut();
+        let (buffer, thread) = bench.open();
+        let found = read_ids(&buffer, Seq(0)).await;
+        let mut found = found.iter();
+        assert!(acked.is_sorted());
+        assert!(
+            acked.iter().all(|(_, id)| found.any(|it| it == id)),
+            "seed {seed}: in order and not missing"
+        );
+        buffer.close().await;
+        thread.ended().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_commit_interval_gathers_a_group() {
+    let mut bench = Bench::new();
+    bench.options.commit_interval = Duration::from_millis(300);
+    let (buffer, thread) = bench.open();
+    buffer.append(batch(1, 1, "1"), Wait::Forever).await.unwrap();
+    let (before, start) = (bench.shelf.syncs(), Instant::now());
+    let mut tasks = Vec::new();
+    for n in 2..22 {
+        tasks.push(started(&buffer, batch(n, 1, "1"), Wait::Forever).await);
+    }
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    assert_eq!(bench.shelf.syncs() - before, 1);
+    assert!(start.elapsed() > Duration::from_millis(100));
+    // Nobody is held back past the time he gave.
+    let hasty = batch(22, 1, "1");
+    buffer.append(hasty, Wait::AtMost(Duration::from_millis(10))).await.unwrap();
+    assert_eq!(bench.shelf.syncs() - before, 2);
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn close_answers_what_was_accepted_and_takes_no_more() {
+    let bench = Bench::new();
+    let (buffer, thread) = bench.open();
+    bench.shelf.hold();
+    let first = started(&buffer, batch(1, 1, "1"), Wait::Forever).await;
+    bench.shelf.wait_until_held();
+    let second = started(&buffer, batch(2, 1, "1"), Wait::Forever).await;
+    let closing = tokio::spawn({
+        let buffer = buffer.clone();
+        async move { buffer.close().await }
+    });
+    tokio::task::yield_now().await;
+    let late = batch(3, 1, "1");
+    let refused = buffer.append(late.clone(), Wait::Forever).await.unwrap_err();
+    assert_eq!((refused.reason, refused.batch), (AppendError::Closed, Some(late)));
+    bench.shelf.release();
+    assert_eq!(first.await.unwrap().unwrap().first, Seq(1));
+    assert_eq!(second.await.unwrap().unwrap().first, Seq(2));
+    closing.await.unwrap();
+    thread.ended().await.unwrap();
+    assert_eq!(buffer.read(Seq(0), 1, Run::default()).await.unwrap_err(), ReadError::Closed);
+    buffer.close().await;
+    bench.shelf.power_cut();
+    let (buffer, _) = bench.open();
+    assert_eq!(read_ids(&buffer, Seq(0)).await, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_commit_that_was_not_waited_for_is_durable_after_close() {
+    let bench = Bench::new();
+    let (buffer, thread) = bench.open();
+    buffer.append(batch(1, 10, "1"), Wait::Forever).await.unwrap();
+    for seq in 1..=7 {
+        buffer.commit(Seq(seq));
+    }
+    buffer.close().await;
+    thread.ended().await.unwrap();
+    bench.shelf.power_cut();
+    assert_eq!(bench.open().0.figures().cursor, Seq(7));
+}
+
+#[tokio::test]
+async fn a_second_owner_is_told_who_the_first_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT).unwrap();
+    match Buffer::open(&options(dir.path()), BOOT) {
+        Err(OpenError::Locked { owner, .. }) => assert_eq!(owner, Some(std::process::id())),
+        other => panic!("{other:?}"),
+    }
+    buffer.close().await;
+    thread.ended().await.unwrap();
+    Buffer::open(&options(dir.path()), BOOT).unwrap();
+}
+
+#[tokio::test]
+async fn each_of_many_producers_keeps_its_order() {
+    let bench = Bench::new();
+    let (buffer, thread) = bench.open();
+    let producers = (0..50).map(|producer| {
+        let buffer = buffer.clone();
+        tokio::spawn(async move {
+            for n in 0..20 {
+                buffer.append(batch(producer * 1000 + n * 2, 2, "1"), Wait::Forever).await.unwrap();
+            }
+        })
+    });
+    for producer in producers.collect::<Vec<_>>() {
+        producer.await.unwrap();
+    }
+    let ids = read_ids(&buffer, Seq(0)).await;
+    assert_eq!(ids.len(), 2000);
+    for producer in 0..50 {
+        let own: Vec<_> = ids.iter().copied().filter(|id| id / 1000 == producer).collect();
+        assert_eq!(own, (producer * 1000..producer * 1000 + 40).collect::<Vec<_>>());
+    }
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_append_that_is_given_up_harms_nobody() {
+    let mut bench = Bench::new();
+    bench.options.queue_bytes_max = 10_000;
+    let (buffer, thread) = bench.open();
+    for round in 0..20 {
+        bench.shelf.hold();
+        let mut tasks = Vec::new();
+        for n in 0..30 {
+            tasks.push(started(&buffer, batch(round * 100 + n, 1, &noise(n, 900)), Wait::Forever).await);
+        }
+        for task in &tasks {
+            task.abort();
+        }
+        bench.shelf.release();
+        let id = round * 100 + 99;
+        let appended = buffer.append(batch(id, 1, "1"), Wait::Forever).await.unwrap();
+        assert_eq!(read_ids(&buffer, Seq(appended.first.0 - 1)).await, [id]);
+    }
+    assert!(read_ids(&buffer, Seq(0)).await.is_sorted());
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dead_writer_is_noticed() {
+    let bench = Bench::new();
+    let (buffer, thread) = bench.open();
+    buffer.append(batch(1, 1, "1"), Wait::Forever).await.unwrap();
+    bench.shelf.panic_at_next_put();
+    let refused = buffer.append(batch(2, 1, "1"), Wait::Forever).await.unwrap_err();
+    assert_eq!(refused.reason, AppendError::Closed);
+    assert!(matches!(thread.ended().await, Err(CloseError::Died)));
+    let refused = buffer.append(batch(3, 1, "1"), Wait::Forever).await.unwrap_err();
+    assert_eq!((refused.reason, refused.batch.is_some()), (AppendError::Closed, true));
+    assert_eq!(buffer.read(Seq(0), 1, Run::default()).await.unwrap_err(), ReadError::Closed);
+    buffer.commit(Seq(1));
+    buffer.close().await;
 }

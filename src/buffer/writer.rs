@@ -16,6 +16,7 @@ use super::generations::Generations;
 use super::store::{Shelf, StoreError};
 use super::{AppendError, Appended, Batch, Published, ReadError, Refused, Run, WhenFull};
 use crate::event::Seq;
+use crate::log::Limited;
 
 /// Time between two tries to open the buffer again after a failed write.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
@@ -23,6 +24,9 @@ const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a cursor waits for a group of appends to become durable with it, before it gets a sync of its own: nobody
 /// waits for that sync, and a cursor that is late only sends some events again after a crash.
 const CURSOR_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Shortest time between two lines that say that the buffer is full.
+const FULL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A batch on its way to the disk.
 #[derive(Debug)]
@@ -89,6 +93,10 @@ pub(super) struct Writer<H: Shelf> {
     closing: Option<oneshot::Sender<()>>,
     last_sync: Option<Instant>,
     broken: Option<Broken>,
+    /// Whether the last append that asked for room found some.
+    had_room: bool,
+    full_log: Limited,
+    is_full_told: bool,
 }
 
 impl<H: Shelf> Writer<H> {
@@ -111,6 +119,9 @@ impl<H: Shelf> Writer<H> {
             closing: None,
             last_sync: None,
             broken: None,
+            had_room: true,
+            full_log: Limited::new(FULL_LOG_INTERVAL),
+            is_full_told: false,
         }
     }
 
@@ -199,6 +210,8 @@ impl<H: Shelf> Writer<H> {
             return;
         }
         loop {
+            // Without an append nobody asks for room: a cursor that moves may well have made some.
+            self.had_room |= self.waiting.is_empty() && self.generations.is_dirty();
             let stored = self.store_waiting();
             // A cursor that moves may free the room for which appends wait.
             let is_dirty = self.generations.is_dirty();
@@ -220,7 +233,26 @@ impl<H: Shelf> Writer<H> {
                 break;
             }
         }
+        self.note_room();
         self.refuse_expired();
+    }
+
+    /// Shows whether there is room, and logs a change, not more than once a minute: near the limit it comes and goes.
+    fn note_room(&mut self) {
+        self.published.is_full.store(!self.had_room, Ordering::Relaxed);
+        if !self.had_room && !self.is_full_told {
+            let Some(suppressed) = self.full_log.allow() else { return };
+            let bytes = self.generations.figures().disk_bytes;
+            tracing::warn!(
+                bytes,
+                suppressed,
+                "the buffer is full: producers wait or are refused until Kafka has taken some"
+            );
+            self.is_full_told = true;
+        } else if self.had_room && self.is_full_told {
+            tracing::info!("the buffer has room again");
+            self.is_full_told = false;
+        }
     }
 
     /// Stores waiting appends in order as long as there is room.
@@ -233,7 +265,7 @@ impl<H: Shelf> Writer<H> {
                     return Err(error);
                 }
             };
-            self.published.is_full.store(!has_room, Ordering::Relaxed);
+            self.had_room = has_room;
             if !has_room {
                 match self.when_full {
                     WhenFull::Reject => append.refuse(AppendError::Full),

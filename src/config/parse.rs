@@ -258,7 +258,7 @@ mod tests {
         for (name, _) in kafka::OWN_PROPERTIES {
             assert!(property_refused(name).is_some(), "{name}");
         }
-        let reason = "fieldpost sets it to true".to_owned();
+        let reason = "the order of events and the absence of duplicates rest on it".to_owned();
         assert_eq!(property_refused("enable.idempotence"), Some(reason));
         assert_eq!(property_refused("broker.address.family"), None);
     }

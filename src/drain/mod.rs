@@ -107,6 +107,21 @@ enum State {
     Waiting(Instant),
 }
 
+/// One limit per reason, so that none hides another.
+#[derive(Debug)]
+struct RefusalLogs {
+    rejected: Limited,
+    misconfigured: Limited,
+    failed: Limited,
+}
+
+impl Default for RefusalLogs {
+    fn default() -> Self {
+        let limited = || Limited::new(REFUSAL_LOG_INTERVAL);
+        Self { rejected: limited(), misconfigured: limited(), failed: limited() }
+    }
+}
+
 /// The stop: until when events are still sent, and until when confirmations are waited for.
 #[derive(Debug, Clone, Copy)]
 struct Stop {
@@ -141,7 +156,7 @@ pub struct Drain<P> {
     /// The window was filled while there was more to send: confirmations set the pace, not the rounds.
     is_behind: bool,
     backoff: Backoff,
-    refusal_log: Limited,
+    refusal_logs: RefusalLogs,
     stop: Option<Stop>,
 }
 
@@ -177,7 +192,7 @@ impl<P: Producer> Drain<P> {
             singly_until: Seq(0),
             is_behind: false,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_MAX),
-            refusal_log: Limited::new(REFUSAL_LOG_INTERVAL),
+            refusal_logs: RefusalLogs::default(),
             stop: None,
         }
     }
@@ -209,14 +224,30 @@ impl<P: Producer> Drain<P> {
         }
         // Also when the last commit was asked for already: it may still be on its way.
         self.buffer.commit_durable(self.cursor).await?;
-        if self.window.open() > 0 {
-            tracing::info!(
-                events = self.window.open(),
-                "stopped before Kafka confirmed everything in flight; it goes out again"
-            );
-        }
+        self.say_unconfirmed();
         self.producer.close(Duration::from_millis(500));
         Ok(())
+    }
+
+    /// What the stop did not wait for any longer.
+    fn say_unconfirmed(&self) {
+        let events = self.window.open();
+        match self.options.delivery {
+            _ if events == 0 => {}
+            Delivery::AtLeastOnce => {
+                tracing::info!(
+                    events,
+                    "stopped before Kafka confirmed everything in flight; it goes out again"
+                );
+            }
+            Delivery::AtMostOnce => {
+                self.stats.kafka_lost.add(events as u64);
+                tracing::error!(
+                    events,
+                    "stopped before Kafka confirmed everything in flight; it is lost, as kafka.delivery = \"at_most_once\" has it"
+                );
+            }
+        }
     }
 
     /// Takes the reports in. Whether there were any.
@@ -271,13 +302,22 @@ impl<P: Producer> Drain<P> {
             return;
         }
         let Some(seq) = self.window.refuse(tag) else { return };
-        self.singly_until = self.singly_until.max(seq);
+        // What failed only because the producer broke is no suspect.
+        if !matches!(outcome, Outcome::Failed(_)) {
+            self.singly_until = self.singly_until.max(seq);
+        }
         self.state = State::Settling;
         self.log_refusal(Some(seq), outcome);
     }
 
     fn log_refusal(&self, seq: Option<Seq>, outcome: &Outcome) {
-        let Some(suppressed) = self.refusal_log.allow() else { return };
+        let limit = match outcome {
+            Outcome::Delivered => return,
+            Outcome::Rejected(_) => &self.refusal_logs.rejected,
+            Outcome::Misconfigured(_) => &self.refusal_logs.misconfigured,
+            Outcome::Failed(_) => &self.refusal_logs.failed,
+        };
+        let Some(suppressed) = limit.allow() else { return };
         let seq = seq.map(|seq| seq.0);
         match outcome {
             Outcome::Delivered => {}
@@ -324,7 +364,7 @@ impl<P: Producer> Drain<P> {
         match self.buffer.read(self.sent, READ_BYTES, run).await {
             Ok(run) => self.run = run,
             Err(error) if error.class() == Class::Retry => {
-                if let Some(suppressed) = self.refusal_log.allow() {
+                if let Some(suppressed) = self.refusal_logs.failed.allow() {
                     tracing::error!(%error, suppressed, "waiting for the buffer");
                 }
                 self.state = State::Waiting(Instant::now() + self.backoff.delay());
@@ -387,7 +427,8 @@ impl<P: Producer> Drain<P> {
     }
 
     fn has_room(&self) -> bool {
-        if self.sent < self.singly_until {
+        // Order: the cursor, not what was sent: nothing passes a refused event before Kafka confirmed it.
+        if self.cursor < self.singly_until {
             return self.window.is_empty();
         }
         self.window.len() < WINDOW_EVENTS_MAX && self.window.bytes() < self.options.window_bytes_max
@@ -400,7 +441,16 @@ impl<P: Producer> Drain<P> {
     }
 
     fn may_send(&self) -> bool {
-        self.has_room() && self.stop.is_none_or(|stop| Instant::now() < stop.send_until)
+        self.has_room()
+            && self.stop.is_none_or(|stop| {
+                // At most once, handing over is what can lose an event: not into a line that is down.
+                let is_wise = self.options.delivery == Delivery::AtLeastOnce || !self.is_hopeless();
+                is_wise && Instant::now() < stop.send_until
+            })
+    }
+
+    fn is_hopeless(&self) -> bool {
+        self.stats.kafka.get() == LinkState::Down || !matches!(self.state, State::Flowing)
     }
 
     /// Once nothing is in flight any more: back to the cursor, with a pause. Whether it is time to look again.
@@ -437,9 +487,11 @@ impl<P: Producer> Drain<P> {
     fn is_finished(&self) -> bool {
         let Some(stop) = self.stop else { return false };
         let now = Instant::now();
-        let is_all_sent = self.sent >= *self.durable.borrow() || now >= stop.send_until;
-        let is_hopeless = self.stats.kafka.get() == LinkState::Down || !matches!(self.state, State::Flowing);
-        now >= stop.end || is_hopeless || (self.window.open() == 0 && is_all_sent)
+        let is_hopeless = self.is_hopeless();
+        let is_all_sent = self.sent >= *self.durable.borrow() || now >= stop.send_until || is_hopeless;
+        // At most once, what is in flight has left the disk: the whole grace for it.
+        let gives_up = is_hopeless && self.options.delivery == Delivery::AtLeastOnce;
+        now >= stop.end || gives_up || (self.window.open() == 0 && is_all_sent)
     }
 
     /// Waits for the next round, or for news when there was nothing to do.

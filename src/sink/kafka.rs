@@ -5,6 +5,7 @@
 //! rounds, which costs less CPU at the same latency than librdkafka's own waiting; `linger.ms` only lasts until a round
 //! is handed over.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerConte
 use tokio::sync::Notify;
 
 use super::{Outcome, Producer, ProducerError, Record, Report, SendError};
+use crate::log::Limited;
 use crate::secret::Secret;
 use crate::stats::{LinkState, Stats};
 
@@ -57,6 +59,8 @@ pub struct Options {
     pub queue_bytes_max: usize,
     /// Largest record in bytes, the largest event in its envelope (`message.max.bytes`).
     pub record_bytes_max: usize,
+    /// Whether records that Kafka rejects are left out and the others go on: at most once only.
+    pub leaves_out_rejected: bool,
     /// Properties that are secret, by librdkafka's names (`sasl.password`, `ssl.key.password`).
     pub secrets: Vec<(&'static str, Secret)>,
 }
@@ -66,8 +70,9 @@ pub const OWN_PROPERTIES: [(&str, &str); 5] = [
     // No duplicates and no reordering within a session, over broker restarts too.
     ("enable.idempotence", "true"),
     ("acks", "all"),
-    // One rejected batch must not make the producer fatal; the drain isolates it.
-    ("enable.gapless.guarantee", "false"),
+    // A rejected batch breaks the producer. Otherwise librdkafka goes on with what is in flight behind it in the same
+    // partition, and the rejected events come later: out of order, and at positions that consumers have passed.
+    ("enable.gapless.guarantee", "true"),
     // An outage has no limit: nothing expires (librdkafka 3635).
     ("message.timeout.ms", "0"),
     // With 0 the first record of a hand-over goes out alone, and librdkafka's thread spins over the others until it is
@@ -83,9 +88,12 @@ const DEFAULT_PROPERTIES: [(&str, &str); 5] = [
     ("socket.keepalive.enable", "true"),
     // A topic's max.message.bytes (1 MiB by default) counts the batch: half of it leaves room.
     ("batch.size", "524288"),
-    // How soon a link that died or came back while nothing is sent is noticed.
-    ("statistics.interval.ms", "5000"),
+    // How soon a link that died, or came back while nothing is sent, is noticed.
+    ("statistics.interval.ms", "2000"),
 ];
+
+/// How often it is said that Kafka refuses the agent: the client tries again without end.
+const REFUSED_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The client configuration of the producer; `check` uses it too.
 pub(crate) fn client_config(options: &Options) -> ClientConfig {
@@ -99,6 +107,9 @@ pub(crate) fn client_config(options: &Options) -> ClientConfig {
     }
     for (name, value) in OWN_PROPERTIES {
         config.set(name, value);
+    }
+    if options.leaves_out_rejected {
+        config.set("enable.gapless.guarantee", "false");
     }
     for (name, value) in &options.secrets {
         config.set(*name, value.reveal());
@@ -142,6 +153,10 @@ struct Shared {
 struct Callbacks {
     shared: Arc<Shared>,
     stats: Arc<Stats>,
+    /// What librdkafka said last about a broker, for the line that says that the link is down.
+    trouble: Mutex<String>,
+    is_judged: AtomicBool,
+    refused_log: Limited,
 }
 
 impl KafkaProducer {
@@ -161,7 +176,13 @@ fn create(
     stats: &Arc<Stats>,
 ) -> Result<(ThreadedProducer<Callbacks>, Arc<Shared>), ProducerError> {
     let shared = Arc::new(Shared::default());
-    let callbacks = Callbacks { shared: Arc::clone(&shared), stats: Arc::clone(stats) };
+    let callbacks = Callbacks {
+        shared: Arc::clone(&shared),
+        stats: Arc::clone(stats),
+        trouble: Mutex::default(),
+        is_judged: AtomicBool::new(false),
+        refused_log: Limited::new(REFUSED_LOG_INTERVAL),
+    };
     let producer =
         client_config(options).create_with_context(callbacks).map_err(|e| ProducerError(e.to_string()))?;
     Ok((producer, shared))
@@ -257,37 +278,43 @@ fn outcome(error: &KafkaError) -> Outcome {
 impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         // Several lines a second in an outage: the link's change has been said once, the rest is for debugging.
-        tracing::debug!(target: "librdkafka", ?level, facility, "{message}");
+        tracing::debug!(target: "librdkafka", severity = ?level, facility, "{message}");
     }
 
     fn stats_raw(&self, statistics: &[u8]) {
+        // The one judge of the link: errors come several times in an outage, and also when only the first connection
+        // to one broker was closed.
         let is_up = memmem::find(statistics, br#""state":"UP""#).is_some();
-        self.link(if is_up { LinkState::Up } else { LinkState::Down }, "");
+        let state = if is_up { LinkState::Up } else { LinkState::Down };
+        let is_first = !self.is_judged.swap(true, Ordering::Relaxed);
+        // A link that is down from the start has not changed and is worth a line all the same.
+        if self.stats.kafka.set(state) || (is_first && !is_up) {
+            if is_up {
+                tracing::info!("Kafka link up");
+            } else {
+                let reason = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                tracing::warn!(%reason, "Kafka link down; events are kept in the buffer");
+            }
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => self.link(LinkState::Down, reason),
             Some(RDKafkaErrorCode::Fatal) => self.shared.reported.notify_one(),
             Some(
                 RDKafkaErrorCode::Authentication
                 | RDKafkaErrorCode::SaslAuthenticationFailed
                 | RDKafkaErrorCode::SSL,
             ) => {
-                tracing::error!(%error, reason, "Kafka refuses the agent; see kafka.properties");
+                if let Some(suppressed) = self.refused_log.allow() {
+                    tracing::error!(%error, reason, suppressed, "Kafka refuses the agent; see kafka.properties");
+                }
             }
-            _ => tracing::debug!(%error, reason, "librdkafka"),
-        }
-    }
-}
-
-impl Callbacks {
-    /// One log line per change.
-    fn link(&self, state: LinkState, reason: &str) {
-        if self.stats.kafka.set(state) {
-            match state {
-                LinkState::Up => tracing::info!("Kafka link up"),
-                _ => tracing::warn!(reason, "Kafka link down; events are kept in the buffer"),
+            // Said in the line of the link's change; it comes again and again.
+            Some(RDKafkaErrorCode::AllBrokersDown) => {}
+            _ => {
+                reason.clone_into(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
+                tracing::debug!(%error, reason, "librdkafka");
             }
         }
     }

@@ -176,6 +176,7 @@ mod tests {
             properties: Vec::new(),
             queue_bytes_max: 4 << 20,
             record_bytes_max: 1 << 20,
+            leaves_out_rejected: false,
             secrets: Vec::new(),
         }
     }

@@ -481,7 +481,7 @@ impl Sink {
         self.stats.redis.set(LinkState::Up);
         if self.said != Said::Up {
             let Options { host, port, tls, .. } = &*self.options;
-            tracing::info!(host, port, tls, "redis link up");
+            tracing::info!(host, port, tls, "Redis link up");
             self.said = Said::Up;
         }
     }
@@ -491,11 +491,11 @@ impl Sink {
         let news = if error.is_denied() { Said::Denied } else { Said::Down };
         let dropped = self.stats.pings_dropped.get();
         if self.said == news {
-            tracing::debug!(%error, dropped, "redis link still down");
+            tracing::debug!(%error, dropped, "Redis link still down");
         } else if news == Said::Denied {
-            tracing::error!(%error, dropped, "redis link down: pings are dropped until Redis permits them");
+            tracing::error!(%error, dropped, "Redis link down: pings are dropped until Redis permits them");
         } else {
-            tracing::warn!(%error, dropped, "redis link down: pings are dropped until it is back");
+            tracing::warn!(%error, dropped, "Redis link down: pings are dropped until it is back");
         }
         self.said = news;
     }

@@ -11,7 +11,13 @@
     reason = "a test that cannot go on fails by panicking, with the place and the reason"
 )]
 
+mod crash;
 mod demo;
+mod full;
 mod harness;
+mod mqtt;
+mod outage;
+mod process;
+mod redis;
 mod services_obey;
 mod unix;

@@ -136,8 +136,8 @@ impl Agent {
         Ok(Self { child, socket: home.socket(), peak_memory: 0 })
     }
 
-    pub(super) fn pid(&self) -> u32 {
-        self.child.id()
+    pub(super) fn process(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 
     /// Whether it takes connections.
@@ -165,7 +165,7 @@ impl Agent {
     /// SIGTERM; it stops in order.
     pub(super) fn terminate(&mut self) -> Result<(), Failure> {
         self.look();
-        let signalled = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let signalled = kill_process(self.process(), Signal::TERM);
         signalled.map_err(|errno| Failure::System(io::Error::from(errno)))
     }
 }

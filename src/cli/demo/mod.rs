@@ -3,7 +3,7 @@
 //! The promise: the verdict is reached from outside. The agent is the real binary in a process of its own with its
 //! default settings, on a real socket and a real folder; the sensors keep book of what was acknowledged to them, an
 //! independent consumer of what Kafka holds, and the two books are compared event by event. Kafka alone is played
-//! (`cluster`). A killed process loses nothing that it wrote, so this shows nothing about power cuts.
+//! (`cluster`). A killed process loses nothing that the kernel has, so this shows nothing about power cuts.
 //!
 //! Parts: `story` is the order of events, `agent` the child process, `sensors` and `consumer` are the two books,
 //! `report` compares them, `progress` is what is said meanwhile. Every thread is joined before the command ends.
@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use thiserror::Error;
 
 use crate::cli::{exit, load};
@@ -48,8 +49,8 @@ const OUTAGE_MAX: Duration = Duration::from_secs(60);
 /// Show what the agent does, with nothing installed: sensors, an outage, a kill -9, and a verdict.
 ///
 /// Twenty simulated sensors send readings to the Unix socket of a real agent. After a while Kafka goes away. In the
-/// middle of that outage the agent is killed with SIGKILL and started again. Kafka comes back, the backlog drains,
-/// the agent is stopped. Then a consumer's count of the topic is compared with what was acknowledged to the sensors,
+/// middle of that outage the agent is killed with SIGKILL, at the very moment a sensor gets an acknowledgement, and
+/// started again. Kafka comes back, the backlog drains, the agent is stopped. Then a consumer's count of the topic is compared with what was acknowledged to the sensors,
 /// event by event, and the demo fails if a single acknowledged event is missing or out of order.
 ///
 /// Kafka is played by librdkafka's mock cluster on a free port of this machine; everything else is real. Files are in
@@ -86,8 +87,9 @@ What the verdict counts:
   acknowledged     the agent said {\"ack\":n}: from then on it must never be lost
   in flight        sent and not acknowledged when the agent was killed: the sensor sends it
                    again with the same id, as any producer should
-  duplicates       records sent again by the agent after the kill; a consumer drops them by
-                   remembering one position (epoch, seq) per agent, log and partition
+  duplicates       records sent again by the agent because it was killed before it had Kafka's
+                   confirmation; a consumer drops them by remembering one position (epoch, seq)
+                   per agent, log and partition
   stored twice     in flight at the kill and stored all the same, so that the sensor's second
                    copy has a position of its own; a consumer that minds compares ids
   lost             acknowledged and not in Kafka; one is enough to fail
@@ -132,6 +134,23 @@ struct Shared {
     stop: Flag,
     /// Nothing is written to the topic any more.
     is_agent_gone: Flag,
+    /// The agent's process while it is to be killed.
+    target: Mutex<Option<Pid>>,
+}
+
+impl Shared {
+    fn target(&self) -> MutexGuard<'_, Option<Pid>> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An acknowledgement has just come: the moment at which a kill hurts most, because an agent that acknowledges
+    /// before its sync has not got any further.
+    fn acknowledgement_came(&self) {
+        if let Some(process) = self.target().take() {
+            // An error means that it is gone already.
+            let _ = kill_process(process, Signal::KILL);
+        }
+    }
 }
 
 #[derive(Debug, Default)]

@@ -260,3 +260,72 @@ fn grouped(number: u64) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cli::demo::consumer::{Position, Record};
+    use crate::cli::demo::sensors::{self, Fate};
+
+    const SAFE: Fate = Fate { is_acknowledged: true, is_repeated: false, is_refused: false };
+
+    /// The verdict on a topic that holds events of source 0 by `(seq, number)`, all of them sent with `fates`.
+    fn verdict(fates: &[Fate], topic: &[(u64, usize)]) -> Verdict {
+        let plan = Plan { run: "r".into(), sources: 1, ..Plan::default() };
+        let mut account = Account::new(&plan);
+        account.is_complete = true;
+        for (offset, &(seq, number)) in (0..).zip(topic) {
+            let payload = sensors::payload(EventName { source: 0, number });
+            let value = format!(r#"{{"id":"r-00-{number}","source_id":"r-00","payload":{payload}}}"#);
+            let position = Some(Position { agent: "a", log: "l", epoch: 1, seq });
+            account.take(&Record { partition: 0, offset, key: b"r-00", value: value.as_bytes(), position });
+        }
+        let events = Events {
+            kills: 1,
+            is_outage_real: true,
+            acknowledged_in_outage: 1,
+            restart: Duration::from_millis(20),
+            ..Events::default()
+        };
+        let diaries = [Diaries { first: 0, sources: vec![fates.to_vec()], complaints: Vec::new() }];
+        Verdict::reach(&plan, &Shared::default(), &diaries, &account, events)
+    }
+
+    #[test]
+    fn what_was_acknowledged_has_to_be_there_in_order_and_once() {
+        assert_eq!(verdict(&[SAFE; 3], &[(1, 1), (2, 2), (3, 3)]).problems, Vec::<String>::new());
+        let lost = verdict(&[SAFE; 3], &[(1, 1), (2, 3)]);
+        assert_eq!(lost.problems, ["1 acknowledged events are not in Kafka: r-00-2"]);
+        assert_eq!(verdict(&[SAFE; 2], &[(1, 2), (2, 1)]).problems, ["1 events are out of order"]);
+        assert_eq!(verdict(&[SAFE; 2], &[(1, 1), (3, 2)]).problems, ["1 sequence numbers are missing"]);
+        let twice = verdict(&[SAFE; 2], &[(1, 1), (2, 2), (3, 2)]);
+        assert_eq!(twice.problems, ["1 duplicates cannot be told by their position"]);
+        assert_eq!(verdict(&[SAFE; 2], &[(1, 1), (2, 2), (1, 1)]).duplicates, 1);
+    }
+
+    #[test]
+    fn what_a_sensor_had_to_send_again_may_be_stored_twice_but_not_lost() {
+        let again = Fate { is_repeated: true, ..SAFE };
+        let stored_twice = verdict(&[SAFE, again], &[(1, 1), (2, 2), (3, 2)]);
+        assert!(stored_twice.passed && stored_twice.stored_twice == 1, "{stored_twice:?}");
+        assert!(!verdict(&[SAFE, again], &[(1, 1)]).passed);
+    }
+
+    #[test]
+    fn what_nobody_acknowledged_is_not_lost_and_still_told() {
+        let open = Fate { is_acknowledged: false, ..SAFE };
+        let verdict = verdict(&[SAFE, open], &[(1, 1)]);
+        assert_eq!((verdict.lost, verdict.unacknowledged, verdict.passed), (0, 1, false));
+    }
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(
+            (grouped(0), grouped(999), grouped(1_234_567)),
+            ("0".into(), "999".into(), "1,234,567".into())
+        );
+        assert_eq!(mebibytes(1536 * 1024), "1.5 MiB");
+    }
+}

@@ -202,6 +202,7 @@ impl<'a> Sensor<'a> {
         if bytes == 0 || connection.answers.len() > ANSWER_BYTES_MAX {
             return Err(ErrorKind::UnexpectedEof.into());
         }
+        self.shared.acknowledgement_came();
         connection.answers.extend_from_slice(chunk.get(..bytes).unwrap_or_default());
         while let Some(end) = memchr(b'\n', &connection.answers) {
             let answer: Vec<u8> = connection.answers.drain(..=end).collect();

@@ -31,6 +31,9 @@ const PROGRAMS: usize = 4;
 /// Longest start of the agent.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
+/// Longest wait for an acknowledgement at which to kill.
+const KILL_LIMIT: Duration = Duration::from_secs(2);
+
 /// Longest ordinary stop of the agent: its own bounds add up to less.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
@@ -38,7 +41,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 const STANDSTILL: Duration = Duration::from_secs(10);
 
 /// Part of the outage after which what was on its way has come.
-const SETTLING_SHARE: u32 = 4;
+const SETTLING_SHARE: u32 = 2;
 
 /// What happened, beside what the sensors and the consumer know.
 #[derive(Debug, Default)]
@@ -193,7 +196,16 @@ impl<'a> Story<'a> {
 
     async fn kill_agent(&mut self) -> Result<(), Failure> {
         let Some(mut agent) = self.agent.take() else { return Ok(()) };
-        self.progress.say(&format!("KILL -9 of the agent, process {}", agent.pid()));
+        let process = agent.process();
+        self.progress
+            .say(&format!("KILL -9 of the agent (process {process}) as the next acknowledgement comes"));
+        agent.look();
+        *self.shared.target() = Some(process);
+        let limit = Instant::now() + KILL_LIMIT;
+        while self.shared.target().is_some() && Instant::now() < limit {
+            sleep_until(Instant::now() + SHORT_TICK).await;
+        }
+        *self.shared.target() = None;
         let begin = Instant::now();
         agent.kill()?;
         self.events.kills += 1;

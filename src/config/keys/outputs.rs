@@ -78,6 +78,7 @@ pub(super) fn kafka(
         properties,
         queue_bytes_max: limits.quarter(),
         record_bytes_max: limits.record_bytes_max(),
+        leaves_out_rejected: drain.delivery == drain::Delivery::AtMostOnce,
         secrets,
     });
     (kafka, drain)

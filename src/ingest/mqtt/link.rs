@@ -4,18 +4,24 @@
 //! Every connection has a client of its own. An answer therefore cannot reach a younger connection than the one its
 //! publish came on, and nothing that an old connection had read or queued turns up behind the next CONNACK.
 
-use std::future::Future;
-use std::sync::Arc;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time;
+use tokio::task::yield_now;
+use tokio::time::sleep;
 
 use super::subscriptions::Granted;
 use super::{Options, Qos};
 
 /// Requests that wait for the client; more are kept in the order book until there is room.
 pub(super) const REQUESTS_MAX: usize = 256;
+
+/// A connection that has left this much in its outbox lets its owner take it before it reads on.
+const HEARD_MAX: usize = 256;
 
 /// Longest wait for TCP connection and CONNACK together.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,10 +52,6 @@ pub(super) enum Heard {
     Granted(Vec<Granted>),
     /// A PUBACK or PUBREC was written.
     Answered,
-    /// DISCONNECT was written.
-    Goodbye,
-    /// The connection is gone or could not be made.
-    Down(Failure),
 }
 
 /// Why a link is down.
@@ -101,78 +103,108 @@ pub(super) trait Requests: Send {
     fn answer(&mut self, pkid: u16, twice: bool) -> bool;
     /// SUBSCRIBE to all of `filters` in one packet.
     fn subscribe(&mut self, filters: Vec<String>, qos: Qos) -> bool;
-    /// DISCONNECT, keeping the session.
+    /// DISCONNECT, keeping the session; the broker closes the connection when it has read everything before it.
     fn disconnect(&mut self) -> bool;
 }
 
-/// The link: connects, reads, and starts over with a new client after each failure.
-pub(super) struct Link<W: Wire> {
-    options: Arc<Options>,
-    packet_bytes_max: usize,
-    accept_every_release: bool,
-    wire: Option<W>,
-    /// Wait before the next connection.
-    delay: Duration,
-    /// What was heard in the last turn.
-    pub(super) heard: Vec<Heard>,
-    /// The way to ask things of a new connection, until its owner takes it.
-    pub(super) requests: Option<W::Requests>,
+/// How a connection is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setup {
+    /// Wait before connecting.
+    pub(super) delay: Duration,
+    /// Largest packet that is read.
+    pub(super) packet_bytes_max: usize,
+    /// See [`Wire::accept_every_release`].
+    pub(super) accept_every_release: bool,
 }
 
-impl<W: Wire> Link<W> {
-    /// A link that connects after `delay`.
-    pub(super) fn new(options: Arc<Options>, packet_bytes_max: usize, delay: Duration) -> Self {
-        let accept_every_release = options.qos == Qos::ExactlyOnce;
-        Self {
-            options,
-            packet_bytes_max,
-            accept_every_release,
-            wire: None,
-            delay,
-            heard: Vec::new(),
-            requests: None,
-        }
+/// Where a connection leaves what it heard. Locked by one task only and never across a wait.
+pub(super) struct Outbox<R> {
+    inner: Mutex<Inner<R>>,
+}
+
+struct Inner<R> {
+    heard: Vec<Heard>,
+    requests: Option<R>,
+    signs: u64,
+}
+
+impl<R> Outbox<R> {
+    pub(super) fn new() -> Self {
+        Self { inner: Mutex::new(Inner { heard: Vec::new(), requests: None, signs: 0 }) }
     }
 
-    /// After a failure: the wait before the next connection.
-    pub(super) fn connect_after(&mut self, delay: Duration) {
-        self.delay = delay;
+    /// Moves what was heard into `heard`, which is empty.
+    pub(super) fn take(&self, heard: &mut Vec<Heard>) {
+        std::mem::swap(&mut self.lock().heard, heard);
     }
 
-    /// Waits until something is heard; it is in `heard` then. Takes and returns the link, so that the future can be
-    /// kept across the turns of a `select!`.
-    ///
-    /// Cancel safe: no, as [`Wire::poll`]; dropping it drops the connection.
-    pub(super) async fn turn(mut self) -> Self {
-        let wire = match &mut self.wire {
-            Some(wire) => wire,
-            empty => {
-                time::sleep(self.delay).await;
-                let (wire, requests) = W::open(&self.options, self.packet_bytes_max);
-                self.requests = Some(requests);
-                empty.insert(wire)
+    /// The way to ask things of the connection whose CONNACK was heard.
+    pub(super) fn take_requests(&self) -> Option<R> {
+        self.lock().requests.take()
+    }
+
+    /// A number that grows with every sign of life, pings included.
+    pub(super) fn signs(&self) -> u64 {
+        self.lock().signs
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lock().heard.is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner<R>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One connection from its making to its failure.
+///
+/// Cancel safe: no. Dropping it drops the connection; its owner keeps it until it wants just that.
+pub(super) async fn connection<W: Wire>(
+    options: Arc<Options>,
+    setup: Setup,
+    outbox: Arc<Outbox<W::Requests>>,
+) -> Failure {
+    sleep(setup.delay).await;
+    let (mut wire, requests) = W::open(&options, setup.packet_bytes_max);
+    outbox.lock().requests = Some(requests);
+    loop {
+        let result = wire.poll().await;
+        let waiting = {
+            let mut inner = outbox.lock();
+            inner.signs += 1;
+            let connected = matches!(result, Ok(Some(Heard::Connected { .. })));
+            let failure = result.map(|heard| inner.heard.extend(heard)).err();
+            while let Some(heard) = wire.heard_before() {
+                inner.heard.extend(heard);
             }
+            if let Some(failure) = failure {
+                return failure;
+            }
+            if connected && setup.accept_every_release {
+                wire.accept_every_release();
+            }
+            inner.heard.len()
         };
-        // The client wakes at least once per keep-alive; longer silence means that it hangs in a write.
-        let silence_max = self.options.keep_alive * 2 + CONNECT_TIMEOUT;
-        let result = time::timeout(silence_max, wire.poll()).await.unwrap_or_else(|_| {
-            Err(Failure { kind: FailureKind::Link, what: "the broker does not take what is sent".into() })
-        });
-        let failure = result.map(|heard| self.heard.extend(heard)).err();
-        while let Some(heard) = wire.heard_before() {
-            self.heard.extend(heard);
+        if waiting >= HEARD_MAX {
+            yield_now().await;
         }
-        if self.accept_every_release
-            && self.heard.iter().any(|heard| matches!(heard, Heard::Connected { .. }))
-        {
-            wire.accept_every_release();
-        }
-        if let Some(failure) = failure {
-            self.accept_every_release |= failure.kind == FailureKind::UnknownRelease;
-            self.wire = None;
-            self.requests = None;
-            self.heard.push(Heard::Down(failure));
-        }
-        self
     }
+}
+
+/// Waits until the connection has something in its outbox (`None`) or failed; there may be something in the outbox
+/// then too.
+///
+/// Cancel safe: yes, the connection is kept by its owner.
+pub(super) async fn listen<R>(
+    mut connection: Pin<&mut impl Future<Output = Failure>>,
+    outbox: &Outbox<R>,
+) -> Option<Failure> {
+    poll_fn(|cx| match connection.as_mut().poll(cx) {
+        Poll::Ready(failure) => Poll::Ready(Some(failure)),
+        Poll::Pending if outbox.is_empty() => Poll::Pending,
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }

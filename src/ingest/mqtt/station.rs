@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::book::{Book, LoadNumber, Mark, Received};
-use super::link::{Failure, FailureKind, Heard, Link, Publish, Requests, Wire};
+use super::link::{
+    CONNECT_TIMEOUT, Failure, FailureKind, Heard, Outbox, Publish, Requests, Setup, Wire, connection, listen,
+};
 use super::subscriptions::{Complaint, Granted, Subscriptions};
 use super::{MqttError, Options, Qos, body, packet_bytes_max};
 use crate::backoff::Backoff;
@@ -34,6 +36,8 @@ const LOAD_BYTES: usize = 256 << 10;
 const PUBLISH_BYTES: usize = 64;
 /// From `stop` to the end, whatever buffer and broker do.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+/// For the broker to close a connection after DISCONNECT.
+const LEAVE_GRACE: Duration = Duration::from_secs(2);
 /// A link that held this long was a working one: the next failure is a new one.
 const HELD: Duration = Duration::from_secs(5);
 const RECONNECT_FIRST: Duration = Duration::from_millis(200);
@@ -53,7 +57,8 @@ pub(super) async fn serve<W: Wire>(
     stop: CancellationToken,
 ) -> Result<(), MqttError> {
     let mut station = Station::<W>::new(options, admission);
-    let mut turn = pin!(station.link(Duration::ZERO).turn());
+    let outbox = Arc::clone(&station.outbox);
+    let mut connection = pin!(station.connection(Duration::ZERO));
     let mut timer = pin!(sleep(Duration::ZERO));
     let mut append: Option<Append> = None;
     loop {
@@ -62,8 +67,8 @@ pub(super) async fn serve<W: Wire>(
         if append.is_none() {
             append = station.submit(now);
         }
-        if let Some(delay) = station.reconnect_in() {
-            turn.set(station.link(delay).turn());
+        if let Some(delay) = station.reconnect_in(now) {
+            connection.set(station.connection(delay));
         }
         if station.is_done(append.is_some(), now) {
             return Ok(());
@@ -83,9 +88,12 @@ pub(super) async fn serve<W: Wire>(
                 }
             }
             () = &mut timer, if wake.is_some() => {}
-            mut link = &mut turn => {
-                station.hear(&mut link);
-                turn.set(link.turn());
+            failure = listen(connection.as_mut(), &outbox) => {
+                station.hear();
+                if let Some(failure) = failure {
+                    let delay = station.fail(&failure);
+                    connection.set(station.connection(delay));
+                }
             }
         }
     }
@@ -146,9 +154,16 @@ struct Station<W: Wire> {
     admission: Admission,
     notices: Notices,
     subscriptions: Subscriptions,
+    outbox: Arc<Outbox<W::Requests>>,
+    /// Memory of what was heard, for the next time.
+    heard: Vec<Heard>,
+    /// PUBREL for an unknown packet id was seen or is to be expected.
+    accept_every_release: bool,
     book: Book,
     /// The load that gathers.
     batch: Batch,
+    /// How many of its events came with QoS 0.
+    batch_qos0: u64,
     load: LoadNumber,
     /// Memory of the last load, for the next one.
     spare: Batch,
@@ -156,24 +171,26 @@ struct Station<W: Wire> {
     /// The connection, once CONNACK came.
     requests: Option<W::Requests>,
     connected: Option<Instant>,
+    watch: Watch,
     reconnect: Backoff,
     refused: Backoff,
-    /// Set when the connection must be made anew although it works.
-    reconnect_in: Option<Duration>,
-    /// Publishes of this connection are left with the broker; see "Pressure" in [`super`].
+    /// Publishes of this connection are left with the broker, until it is made anew; see "Pressure" in [`super`].
     skipping: bool,
+    /// Wait before the connection that follows this one.
+    comeback: Duration,
+    /// Set when DISCONNECT was asked for: how long the broker has to close the connection.
+    leave_by: Option<Instant>,
     /// The failure that was logged last, until the link is up.
     told: Option<String>,
     /// Set when stopping.
     stop_by: Option<Instant>,
-    goodbye: Goodbye,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Goodbye {
-    Unsaid,
-    Asked,
-    Said,
+/// Looks after a connection that gives no sign of life: the client hangs in a write to a broker that does not read.
+#[derive(Debug, Clone, Copy)]
+struct Watch {
+    until: Instant,
+    signs: u64,
 }
 
 impl<W: Wire> Station<W> {
@@ -181,28 +198,38 @@ impl<W: Wire> Station<W> {
         admission.stats().mqtt.set(LinkState::Down);
         Self {
             subscriptions: Subscriptions::new(&options.topics, options.qos),
+            outbox: Arc::new(Outbox::new()),
+            heard: Vec::new(),
+            accept_every_release: options.qos == Qos::ExactlyOnce,
             options: Arc::new(options),
             admission,
             notices: Notices::new(),
             book: Book::default(),
             batch: Batch::new(),
+            batch_qos0: 0,
             load: 1,
             spare: Batch::new(),
             submitted: None,
             requests: None,
             connected: None,
+            watch: Watch { until: Instant::now(), signs: 0 },
             reconnect: Backoff::new(RECONNECT_FIRST, RECONNECT_MAX),
             refused: Backoff::new(REFUSED_FIRST, REFUSED_MAX),
-            reconnect_in: None,
             skipping: false,
+            comeback: RECONNECT_FIRST,
+            leave_by: None,
             told: None,
             stop_by: None,
-            goodbye: Goodbye::Unsaid,
         }
     }
 
-    fn link(&self, delay: Duration) -> Link<W> {
-        Link::new(Arc::clone(&self.options), packet_bytes_max(self.admission.event_bytes_max()), delay)
+    fn connection(&self, delay: Duration) -> impl Future<Output = Failure> + Send + use<W> {
+        let setup = Setup {
+            delay,
+            packet_bytes_max: packet_bytes_max(self.admission.event_bytes_max()),
+            accept_every_release: self.accept_every_release,
+        };
+        connection::<W>(Arc::clone(&self.options), setup, Arc::clone(&self.outbox))
     }
 
     fn stats(&self) -> &Stats {
@@ -211,31 +238,26 @@ impl<W: Wire> Station<W> {
 
     // ---- what the link says -------------------------------------------------------------------------------------
 
-    fn hear(&mut self, link: &mut Link<W>) {
-        let mut all = std::mem::take(&mut link.heard);
+    fn hear(&mut self) {
+        let mut all = std::mem::take(&mut self.heard);
+        self.outbox.take(&mut all);
         for heard in all.drain(..) {
             match heard {
                 Heard::Publish(publish) => self.take(&publish),
                 Heard::Answered => self.book.written(),
                 Heard::Released(pkid) => self.book.release(pkid),
-                Heard::Connected { session } => {
-                    self.requests = link.requests.take();
-                    self.connect(session);
-                }
+                Heard::Connected { session } => self.connect(session),
                 Heard::Granted(granted) => self.granted(granted),
-                Heard::Goodbye => self.goodbye = Goodbye::Said,
-                Heard::Down(failure) => {
-                    let delay = self.fail(&failure);
-                    link.connect_after(delay);
-                }
             }
         }
-        link.heard = all;
+        self.heard = all;
     }
 
     fn connect(&mut self, session: bool) {
         let now = Instant::now();
+        self.requests = self.outbox.take_requests();
         self.connected = Some(now);
+        self.watch = Watch { until: now + self.silence_max(), signs: self.outbox.signs() };
         self.told = None;
         if !session {
             self.book.start_anew();
@@ -243,16 +265,20 @@ impl<W: Wire> Station<W> {
         self.subscriptions.connected(session, now);
         if self.stats().mqtt.set(LinkState::Up) {
             let Options { host, port, client_id, .. } = &*self.options;
-            info!(host, port, client_id, session, "MQTT broker connected");
+            info!(host, port, client_id, session, "MQTT link up");
         }
     }
 
     /// The connection is gone; returns how long to wait for the next one.
     fn fail(&mut self, failure: &Failure) -> Duration {
+        if self.leave_by.is_some() {
+            return self.left();
+        }
         if self.connected.is_some_and(|at| at.elapsed() >= HELD) {
             self.reconnect.reset();
             self.refused.reset();
         }
+        self.accept_every_release |= failure.kind == FailureKind::UnknownRelease;
         self.disconnected();
         let was_up = self.stats().mqtt.set(LinkState::Down);
         let news = self.told.as_ref() != Some(&failure.what);
@@ -294,6 +320,7 @@ impl<W: Wire> Station<W> {
         self.requests = None;
         self.connected = None;
         self.skipping = false;
+        self.leave_by = None;
         self.subscriptions.disconnected();
         let lost = self.book.lose();
         self.stats().mqtt_acks_dropped.add(lost);
@@ -320,8 +347,8 @@ impl<W: Wire> Station<W> {
             if full || self.stop_by.is_some() {
                 self.stats().mqtt_qos0_dropped.add(1);
                 self.notices.qos0(publish);
-            } else {
-                self.admit(publish);
+            } else if self.admit(publish) {
+                self.batch_qos0 += 1;
             }
             return;
         }
@@ -400,6 +427,7 @@ impl<W: Wire> Station<W> {
         self.due_at(now).filter(|&at| at <= now)?;
         self.submitted = Some(now);
         self.load += 1;
+        self.batch_qos0 = 0;
         let batch = std::mem::replace(&mut self.batch, std::mem::take(&mut self.spare));
         let limited = Arc::clone(&self.notices.storage);
         Some(Box::pin(store(self.admission.clone(), batch, limited)))
@@ -424,14 +452,10 @@ impl<W: Wire> Station<W> {
                 self.settle(load, batch);
             }
             Stored::Unknown => {
-                self.book.forget(load);
-                self.reconnect_in = Some(self.reconnect.delay());
                 if let Some(suppressed) = self.notices.storage.allow() {
-                    warn!(
-                        suppressed,
-                        "outcome of an append is unknown: the MQTT broker is asked to deliver again"
-                    );
+                    warn!(suppressed, "outcome of an append is unknown: the MQTT broker will deliver again");
                 }
+                self.leave_all_since(load);
             }
             Stored::Closed => return Buffering::Closed,
         }
@@ -445,9 +469,21 @@ impl<W: Wire> Station<W> {
         self.stats().mqtt_acks_dropped.add(lost);
     }
 
+    /// Nobody knows whether `load` is stored. Order: what came after it is left with the broker too, or it would be
+    /// stored in front of the redelivered ones.
+    fn leave_all_since(&mut self, load: LoadNumber) {
+        self.book.forget(load);
+        self.book.forget(self.load);
+        self.batch.clear();
+        let qos0 = std::mem::take(&mut self.batch_qos0);
+        self.stats().mqtt_qos0_dropped.add(qos0);
+        self.skipping = true;
+        self.comeback = self.reconnect.delay();
+    }
+
     // ---- what is asked of the link ------------------------------------------------------------------------------
 
-    /// Hands the client what it has room for: filters to subscribe, answers that are due, the goodbye.
+    /// Hands the client what it has room for: filters to subscribe, answers that are due, DISCONNECT.
     fn ask(&mut self, now: Instant) {
         let Some(requests) = &mut self.requests else { return };
         if let Some(filters) = self.subscriptions.take_due(now)
@@ -461,34 +497,52 @@ impl<W: Wire> Station<W> {
             }
             self.book.hand_over();
         }
-        if self.stop_by.is_some()
-            && self.goodbye == Goodbye::Unsaid
-            && self.batch.is_empty()
-            && self.book.len() == 0
-            && requests.disconnect()
-        {
-            self.goodbye = Goodbye::Asked;
+        // Order: goodbye only after the last answer, and never by closing the socket ourselves: with publishes unread
+        // in it that would be a reset, which takes answers away that the broker has not read yet.
+        let leave = self.skipping || (self.stop_by.is_some() && self.batch.is_empty());
+        if leave && self.leave_by.is_none() && self.book.len() == 0 && requests.disconnect() {
+            debug!("leaving, so that the broker delivers what was left with it");
+            self.leave_by = Some(now + LEAVE_GRACE);
         }
     }
 
-    /// Whether, and after which wait, the connection must be made anew by us.
-    fn reconnect_in(&mut self) -> Option<Duration> {
-        let caught_up =
-            self.skipping && self.stop_by.is_none() && self.requests.is_some() && self.book.len() == 0;
-        if caught_up {
-            debug!("the buffer caught up: reconnecting, so that the broker delivers what was left with it");
-            self.reconnect_in = Some(RECONNECT_FIRST);
+    /// Whether, and after which wait, the connection must be made anew although it did not fail.
+    fn reconnect_in(&mut self, now: Instant) -> Option<Duration> {
+        if self.is_silent(now) {
+            let what = "the broker does not take what is sent".into();
+            return Some(self.fail(&Failure { kind: FailureKind::Link, what }));
         }
-        let delay = self.reconnect_in.take()?;
+        self.leave_by.filter(|&at| at <= now)?;
+        Some(self.left())
+    }
+
+    /// The connection was left; returns how long to wait for the next one.
+    fn left(&mut self) -> Duration {
         self.disconnected();
-        Some(delay)
+        std::mem::replace(&mut self.comeback, RECONNECT_FIRST)
+    }
+
+    /// The client wakes once per keep-alive by itself.
+    fn silence_max(&self) -> Duration {
+        self.options.keep_alive * 2 + CONNECT_TIMEOUT
+    }
+
+    fn is_silent(&mut self, now: Instant) -> bool {
+        if self.connected.is_none() || now < self.watch.until {
+            return false;
+        }
+        let signs = self.outbox.signs();
+        let silent = signs == self.watch.signs;
+        self.watch = Watch { until: now + self.silence_max(), signs };
+        silent
     }
 
     // ---- time ---------------------------------------------------------------------------------------------------
 
     fn wake_at(&self, appending: bool, now: Instant) -> Option<Instant> {
         let due = if appending { None } else { self.due_at(now) };
-        [due, self.subscriptions.due_at(), self.stop_by].into_iter().flatten().min()
+        let watch = self.connected.map(|_| self.watch.until);
+        [due, self.subscriptions.due_at(), self.stop_by, self.leave_by, watch].into_iter().flatten().min()
     }
 
     fn stop(&mut self) {
@@ -499,8 +553,7 @@ impl<W: Wire> Station<W> {
     fn is_done(&self, appending: bool, now: Instant) -> bool {
         let Some(stop_by) = self.stop_by else { return false };
         let stored = !appending && self.batch.is_empty();
-        let answered = self.requests.is_none() || self.goodbye == Goodbye::Said;
-        (stored && answered) || now >= stop_by
+        (stored && self.requests.is_none()) || now >= stop_by
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -104,6 +104,16 @@ pub(crate) fn create_topic_named(brokers: &str, name: &str, partitions: i32, set
     });
 }
 
+/// Changes a setting of a topic.
+pub(crate) fn alter_topic(brokers: &str, name: &str, key: &str, value: &str) {
+    let admin: AdminClient<DefaultClientContext> = client(brokers).create().expect("an admin client");
+    let change = AlterConfig::new(ResourceSpecifier::Topic(name)).set(key, value);
+    let results = block_on(admin.alter_configs([&change], &AdminOptions::new())).expect("the broker answers");
+    for result in results {
+        result.expect("the topic is changed");
+    }
+}
+
 /// Reads `topic` from the beginning until `is_enough` says so of what has been read, in reading order.
 ///
 /// # Panics
@@ -121,9 +131,9 @@ pub(crate) fn consume_until(
     while !is_enough(&records) {
         assert!(
             Instant::now() < deadline,
-            "not enough within {patience:?}: {} records of {topic}, the last {:?}",
+            "not enough within {patience:?}: {} records of {topic}, the last at {:?}",
             records.len(),
-            records.last()
+            records.last().map(|record| (record.partition, record.offset))
         );
         records.extend(reader.next(LOOK));
     }

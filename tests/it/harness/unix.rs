@@ -80,7 +80,13 @@ impl UnixClient {
     /// When the agent sends a line that the protocol does not have, or an ack that does not grow.
     #[track_caller]
     pub(crate) fn read_reply(&mut self, patience: Duration) -> Option<Reply> {
-        self.reply_before(Instant::now() + scaled(patience)).ok()
+        self.try_reply(patience).ok()
+    }
+
+    /// As [`UnixClient::read_reply`], and says why there is none.
+    #[track_caller]
+    pub(crate) fn try_reply(&mut self, patience: Duration) -> Result<Reply, NoReply> {
+        self.reply_before(Instant::now() + scaled(patience))
     }
 
     /// Reads replies until the first `count` events are acknowledged. Refusals on the way are kept in
@@ -168,8 +174,11 @@ impl UnixClient {
     }
 }
 
+/// Why there is no reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum NoReply {
+pub(crate) enum NoReply {
+    /// The agent has closed the connection.
     Closed,
+    /// The patience is over.
     Late,
 }
