@@ -1,4 +1,5 @@
 //! What both benchmark programs share: their arguments, medians, and the table they print.
+#![allow(dead_code, reason = "each of the two programs uses a part of it")]
 
 use std::time::Duration;
 

@@ -269,6 +269,14 @@ impl WriterThread {
     }
 }
 
+impl Options {
+    /// The largest batch, in bytes as it is stored, that the buffer takes for certain once it is drained: on disk it
+    /// costs more than its size. With [`Wait::Forever`] a larger one may wait for ever.
+    pub fn batch_bytes_max(&self) -> usize {
+        usize::try_from(generations::batch_bytes_max(self.bytes_max)).unwrap_or(usize::MAX)
+    }
+}
+
 impl Buffer {
     /// Opens or makes the buffer and starts its writer. Blocks for the time of the recovery.
     ///

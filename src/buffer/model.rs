@@ -263,7 +263,7 @@ impl<'a, M: Medium> Model<'a, M> {
             Fault::PowerCut { is_high_water_late } => {
                 memory.power_cut();
                 self.generations = None;
-                if is_high_water_late && !self.high_water.0.is_empty() {
+                if is_high_water_late && self.high_water.1.is_some() {
                     fs::write(self.dir.join("HIGHWATER"), &self.high_water.0).unwrap();
                 }
                 return self.start();
@@ -443,6 +443,11 @@ impl<'a, M: Medium> Model<'a, M> {
     }
 }
 
+/// A folder in memory, where there is such a thing: what syncs do is not the question here, and there are thousands.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 fn bytes_on_disk(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
     entries
@@ -457,8 +462,7 @@ fn bytes_on_disk(dir: &Path) -> u64 {
 }
 
 fn play<M: Medium>(medium: M, limits: Limits, actions: &[Action], seed: u64) -> TestCaseResult {
-    let dir = tempfile::tempdir().unwrap();
-    // The generations of sled lie beside the other files.
+    let dir = scratch();
     let mut model = Model::new(medium, dir.path(), limits, seed);
     for &action in actions {
         model.act(action)?;
@@ -476,7 +480,7 @@ fn cases(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(cases(60))]
+    #![proptest_config(cases(150))]
 
     #[test]
     fn a_log_that_loses_its_tail(actions in prop::collection::vec(action(), 1..80), seed: u64) {
@@ -495,7 +499,7 @@ proptest! {
     #[test]
     fn sled_with_starts_in_between(actions in prop::collection::vec(action(), 1..80), seed: u64) {
         let limits = Limits { bytes_max: 24 * 1024 * 1024, generation_bytes: 256 * 1024 };
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let mut model = Model::new(Disk(dir.path()), dir.path(), limits, seed);
         for action in actions {
             model.act(action)?;
@@ -506,7 +510,7 @@ proptest! {
 
 /// Fills the real store to its limit, drains a part, fills it again, lap after lap, with events of one kind.
 fn laps_at_the_limit(bytes_max: u64, seed: u64) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let limits = Limits { bytes_max, generation_bytes: (bytes_max / 8).clamp(1024 * 1024, 8 * 1024 * 1024) };
     let mut generations = open(&Disk(dir.path()), dir.path(), &limits);
     let mut rng = fastrand::Rng::with_seed(seed);
@@ -569,7 +573,7 @@ fn a_middling_disk_is_never_overrun_nor_stuck() {
 
 /// Puts groups of incompressible events until a few generations are full.
 fn groups(event_bytes: usize, group_bytes: usize) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let limits = Limits { bytes_max: 256 * 1024 * 1024, generation_bytes: 8 * 1024 * 1024 };
     let mut generations = open(&Disk(dir.path()), dir.path(), &limits);
     let mut rng = fastrand::Rng::with_seed(event_bytes as u64);
@@ -605,7 +609,7 @@ fn sled_grows_no_more_than_the_quota_allows_for() {
 fn known_mistakes() {
     use Action::{Append, Close, Commit, Die, Fault as Play, Sync};
     let small = Append { count: 1, bytes: 0, is_noise: false };
-    let large = |count| Append { count, bytes: 6_984, is_noise: true };
+    let large = |count| Append { count, bytes: 7_500, is_noise: true };
     let failing = Play(Fault::Sync { is_full: false });
     let cut = |is_high_water_late| Play(Fault::PowerCut { is_high_water_late });
     let mistakes: [&[Action]; 9] = [
@@ -618,22 +622,7 @@ fn known_mistakes() {
         // A process that dies before its sync leaves events that are served, hence synced.
         &[small, Die, cut(false), small, Sync],
         // The agent ends with a failed sync: the next one does not write behind what the disk may not have.
-        &[
-            small,
-            Sync,
-            small,
-            failing,
-            Close,
-            cut(false),
-            small,
-            Sync,
-            failing,
-            small,
-            Close,
-            cut(true),
-            small,
-            Sync,
-        ],
+        &[small, Sync, small, failing, Close, cut(true), small, Sync],
         // The sync at a start fails.
         &[small, Sync, failing, small, Die, cut(true), small, Sync],
         // A generation is made by half and the old one grows on.
@@ -652,7 +641,7 @@ fn known_mistakes() {
         ],
     ];
     for (index, actions) in mistakes.iter().enumerate() {
-        for seed in 0..16 {
+        for seed in 0..20 {
             for cut in [Cut::Tail, Cut::Any] {
                 let played = play(MemoryShelf::new(cut, seed), MEMORY, actions, seed);
                 assert!(played.is_ok(), "{index}, seed {seed}, {cut:?}: {played:?}");
@@ -665,7 +654,7 @@ fn known_mistakes() {
 #[test]
 fn sled_damaged_in_one_generation_serves_the_others() {
     const EACH: u64 = 8;
-    let sound = tempfile::tempdir().unwrap();
+    let sound = scratch();
     let limits = || Limits { bytes_max: 64 * 1024 * 1024, generation_bytes: 256 * 1024 };
     let mut model = Model::new(Disk(sound.path()), sound.path(), limits(), 1);
     for _ in 0..40 {
@@ -679,7 +668,7 @@ fn sled_damaged_in_one_generation_serves_the_others() {
     assert!(starts.len() > 3);
     for seed in 0..24 {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         copy(sound.path(), dir.path());
         let victim = rng.usize(0..starts.len());
         let first = starts[victim].first.0;

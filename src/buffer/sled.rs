@@ -9,6 +9,9 @@ use std::io;
 use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
 
 use super::store::{Listed, Shelf, Store, StoreError, Visit};
 use crate::event::Seq;
@@ -22,6 +25,10 @@ const CACHE_BYTES: u64 = 2_000_000;
 
 /// Below this much free space a failed open is taken for a full disk and never for damage.
 const FREE_BYTES_MIN: u64 = 4 * SEGMENT_BYTES as u64;
+
+/// How long a generation that was just closed may still be in use, and how often that is looked at.
+const RELEASE_WAIT: Duration = Duration::from_secs(1);
+const RELEASE_STEP: Duration = Duration::from_millis(1);
 
 /// A directory of generations `NNNNNNNNNNNNNNNNNNNN.gen`.
 #[derive(Debug)]
@@ -52,6 +59,7 @@ impl SledShelf {
 
     fn start(&self, first: Seq) -> Result<SledStore, StoreError> {
         let dir = self.dir(first);
+        await_release(&dir.join("db"))?;
         let opened = quietly(AssertUnwindSafe(|| {
             sled::Config::new()
                 .path(&dir)
@@ -200,6 +208,26 @@ impl Store for SledStore {
     }
 }
 
+/// Waits until nobody holds the database's lock any more. sled's own threads may go on with a closed database for a
+/// moment (it truncates its file in the background), and opening it again then fails.
+fn await_release(db: &Path) -> Result<(), StoreError> {
+    let file = match File::open(db) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(|e| io_error(db, &e))?,
+    };
+    let deadline = Instant::now() + RELEASE_WAIT;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Closing the file gives the lock back.
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::park_timeout(RELEASE_STEP);
+            }
+            Err(errno) => return Err(io_error(db, &errno.into())),
+        }
+    }
+}
+
 /// Runs one call into sled; a panic inside becomes an error that makes the caller open the store again.
 fn guarded<T>(call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
     match quietly(AssertUnwindSafe(call)) {
@@ -215,7 +243,8 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 fn store_error(error: &sled::Error) -> StoreError {
     match error {
-        sled::Error::Io(e) if is_no_space(e) => StoreError::NoSpace(e.to_string()),
+        // sled keeps the kind and puts the rest into its own debugging text.
+        sled::Error::Io(e) if is_no_space(e) => StoreError::NoSpace(e.kind().to_string()),
         sled::Error::Io(e) => StoreError::Io(e.to_string()),
         other => StoreError::Damaged(other.to_string()),
     }

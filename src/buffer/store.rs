@@ -17,7 +17,7 @@ use crate::event::Seq;
 #[non_exhaustive]
 pub enum StoreError {
     /// No space or over a disk quota: never a reason to set data aside. Free space or wait, then open it again.
-    #[error("no space left: {0}")]
+    #[error("the disk is full: {0}")]
     NoSpace(String),
     /// The system refused or the disk failed: nothing more is acknowledged from this store until it was opened again.
     #[error("{0}")]

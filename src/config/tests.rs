@@ -57,6 +57,15 @@ fn an_empty_file_is_the_defaults() {
 }
 
 #[test]
+fn what_waits_in_the_mqtt_input_fits_the_smallest_buffer() {
+    let text = "[mqtt]\nurl = \"mqtt://127.0.0.1\"\n[buffer]\nmax_bytes = \"8MiB\"\n[limits]\nmax_event_bytes = \"512KiB\"\n";
+    let config = load(text).unwrap().config;
+    let waiting = config.mqtt.unwrap().pending_bytes_max;
+    assert!(waiting >= 1 << 20, "{waiting}");
+    assert_eq!(waiting + (512 << 10), config.buffer.batch_bytes_max());
+}
+
+#[test]
 fn the_addresses_are_all_that_is_needed() {
     let config = load(
         "[mqtt]\nurl = \"mqtt://127.0.0.1\"\n[unix]\npath = \"/run/f.sock\"\n\

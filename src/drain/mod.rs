@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 mod window;
@@ -45,6 +45,13 @@ const READ_BYTES: usize = 128 * 1024;
 /// Most events in flight, whatever their size; bookkeeping of about 100 bytes each.
 const WINDOW_EVENTS_MAX: usize = 16_384;
 
+/// How long a hand-over waits for the confirmation of the last one: one partition without a leader must not hold up
+/// the others for longer.
+const HAND_OVER_WAIT: Duration = Duration::from_secs(1);
+
+/// How long confirmations gather while a full window waits for them.
+const REPORTS_GATHER: Duration = Duration::from_millis(1);
+
 /// Pause after a refusal, doubled up to the maximum while it goes on.
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
@@ -68,7 +75,7 @@ pub struct Options {
     pub delivery: Delivery,
     /// Time between two hand-overs to Kafka: latency against CPU.
     pub round_interval: Duration,
-    /// Most bytes of encoded events in flight.
+    /// Most bytes of memory for records in flight ([`Record::memory`](crate::sink::Record::memory)).
     pub window_bytes_max: usize,
     /// How long it may go on after the stop: half of it sending, all of it waiting for confirmations.
     pub stop_grace: Duration,
@@ -146,6 +153,8 @@ pub struct Drain<P> {
     round_at: Instant,
     /// Up to here events go out one by one: a refused one is among them.
     singly_until: Seq,
+    /// The window was filled while there was more to send: confirmations set the pace, not the rounds.
+    is_behind: bool,
     backoff: Backoff,
     refusal_logs: RefusalLogs,
     stop: Option<Stop>,
@@ -181,6 +190,7 @@ impl<P: Producer> Drain<P> {
             committed_at: now,
             round_at: now,
             singly_until: Seq(0),
+            is_behind: false,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_MAX),
             refusal_logs: RefusalLogs::default(),
             stop: None,
@@ -341,6 +351,7 @@ impl<P: Producer> Drain<P> {
             }
             tokio::task::yield_now().await;
         }
+        self.is_behind = !self.has_room() && self.sent >= self.singly_until;
         if is_sent {
             self.round_at = Instant::now();
         }
@@ -389,7 +400,7 @@ impl<P: Producer> Drain<P> {
             let producer = &mut self.producer;
             let mut bytes = 0;
             let sent = self.formatter.format(seq, origin, &event, |record| {
-                bytes = record.payload.len();
+                bytes = record.memory();
                 producer.send(record, tag)
             });
             match sent {
@@ -421,6 +432,12 @@ impl<P: Producer> Drain<P> {
             return self.window.is_empty();
         }
         self.window.len() < WINDOW_EVENTS_MAX && self.window.bytes() < self.options.window_bytes_max
+    }
+
+    /// Whether the last hand-over is still on its way: an idempotent librdkafka sends a partition's next batch only
+    /// after the last one is confirmed, and until then its thread spins over records that are waiting for it.
+    fn is_held(&self) -> bool {
+        self.window.open() > 0 && Instant::now() < self.round_at + HAND_OVER_WAIT
     }
 
     fn may_send(&self) -> bool {
@@ -485,12 +502,17 @@ impl<P: Producer> Drain<P> {
         let waiting_until = if let State::Waiting(until) = self.state { Some(until) } else { None };
         let stop_times = self.stop.map(|stop| if may_send { stop.send_until } else { stop.end });
         let is_stopping = self.stop.is_some();
+        let is_held = self.is_held();
+        // The round is the pace while there is work; news would only wake it up more often. A hand-over that takes
+        // longer than its round is waited for, and a full window sets its own pace.
+        let is_paced = is_busy && (!is_held || (!self.is_behind && Instant::now() < round_end));
+        let mut is_reported = false;
         tokio::select! {
-            // The round is the pace while there is work; news would only wake it up more often.
-            () = sleep_until(round_end), if is_busy => {}
-            _ = self.durable.changed(), if !is_busy && may_send => {}
-            () = self.producer.reported(), if !is_busy => {}
-            () = sleep_until(commit_due), if !is_busy && self.cursor > self.committed => {}
+            () = sleep_until(round_end), if is_paced => {}
+            _ = self.durable.changed(), if !is_paced && !is_held && may_send => {}
+            () = self.producer.reported(), if !is_paced => is_reported = true,
+            () = sleep_until(self.round_at + HAND_OVER_WAIT), if is_held => {}
+            () = sleep_until(commit_due), if !is_paced && self.cursor > self.committed => {}
             () = sleep_until(waiting_until.unwrap_or(round_end)), if waiting_until.is_some() => {}
             () = sleep_until(stop_times.unwrap_or(round_end)), if is_stopping => {}
             () = stop.cancelled(), if !is_stopping => {
@@ -499,7 +521,11 @@ impl<P: Producer> Drain<P> {
                 self.stop = Some(Stop { send_until: now + grace / 2, end: now + grace });
             }
         }
-        if may_send && !is_busy && self.stop.is_none() {
+        if is_reported && is_held {
+            // Reports come one by one from another thread: the first one that wakes brings hundreds.
+            sleep(REPORTS_GATHER).await;
+        }
+        if may_send && !is_busy && !is_held && self.stop.is_none() {
             // Woken early by news: the round still sets the pace.
             sleep_until(round_end).await;
         }

@@ -1,8 +1,9 @@
 //! Kafka through librdkafka: the only file of the agent that names rdkafka (`cli::demo::cluster` plays a broker).
 //!
 //! One idempotent producer with its own polling thread. Its queue is bounded in bytes, messages never expire, and the
-//! properties on which the promise rests ([`OWN_PROPERTIES`]) are not open to configuration. Records go out at once
-//! (`linger.ms=0`): the drain gathers them in rounds, which costs less CPU at the same latency.
+//! properties on which the promise rests ([`OWN_PROPERTIES`]) are not open to configuration. The drain gathers records in
+//! rounds, which costs less CPU at the same latency than librdkafka's own waiting; `linger.ms` only lasts until a round
+//! is handed over.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -74,7 +75,9 @@ pub const OWN_PROPERTIES: [(&str, &str); 5] = [
     ("enable.gapless.guarantee", "true"),
     // An outage has no limit: nothing expires (librdkafka 3635).
     ("message.timeout.ms", "0"),
-    ("linger.ms", "0"),
+    // With 0 the first record of a hand-over goes out alone, and librdkafka's thread spins over the others until it is
+    // confirmed: a third of the agent's CPU time at 2,000 events/s.
+    ("linger.ms", "2"),
 ];
 
 /// Properties that are set only where the configuration says nothing else.

@@ -29,6 +29,21 @@ pub struct Record<'a> {
     pub timestamp_ms: Option<i64>,
 }
 
+/// What librdkafka keeps for a record besides its content (its message, its place in batches and reports), and the
+/// drain for its entry in the window.
+const RECORD_BYTES: usize = 400;
+
+/// The same for a header: an allocation of its own with its bookkeeping.
+const HEADER_BYTES: usize = 64;
+
+impl Record<'_> {
+    /// About how much memory it takes until it is confirmed.
+    pub fn memory(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| HEADER_BYTES + name.len() + value.len());
+        RECORD_BYTES + self.key.len() + self.payload.len() + headers.sum::<usize>()
+    }
+}
+
 /// Why a record was not taken into the producer's queue.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]

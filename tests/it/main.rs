@@ -15,6 +15,7 @@ mod crash;
 mod demo;
 mod full;
 mod harness;
+mod mqtt;
 mod outage;
 mod process;
 mod redis;

@@ -49,7 +49,10 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let redis = outputs::redis(r);
     let log = log(r);
     // The inputs share what the limits leave them; their sections come first for the reader of the file.
-    let mqtt = mqtt.map(|mqtt| mqtt::Options { pending_bytes_max: limits.quarter(), ..mqtt });
+    // What waits is appended as one batch, the event included with which it came to the limit.
+    let batch_bytes_max = buffer.batch_bytes_max().saturating_sub(limits.event_bytes_max);
+    let pending_bytes_max = limits.quarter().min(batch_bytes_max);
+    let mqtt = mqtt.map(|mqtt| mqtt::Options { pending_bytes_max, ..mqtt });
     let unix = unix.map(|unix| unix::Options { append_timeout: limits.append_timeout, ..unix });
     Config { agent, mqtt, unix, limits, buffer, drain, kafka, redis, log }
 }

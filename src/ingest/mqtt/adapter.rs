@@ -82,7 +82,6 @@ macro_rules! adapter {
                     Some(Heard::Granted(suback.return_codes.into_iter().map(granted).collect()))
                 }
                 Event::Outgoing(Outgoing::PubAck(_) | Outgoing::PubRec(_)) => Some(Heard::Answered),
-                Event::Outgoing(Outgoing::Disconnect) => Some(Heard::Goodbye),
                 _ => None,
             }
         }

@@ -36,8 +36,15 @@ const LOAD_BYTES: usize = 256 << 10;
 const PUBLISH_BYTES: usize = 64;
 /// From `stop` to the end, whatever buffer and broker do.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+/// For the broker to close a connection after DISCONNECT.
+const LEAVE_GRACE: Duration = Duration::from_secs(2);
+/// Wait after leaving for want of room. Short, since it comes once per load that was stored and answered: the buffer
+/// sets the pace.
+const COMEBACK: Duration = Duration::from_millis(10);
 /// A link that held this long was a working one: the next failure is a new one.
 const HELD: Duration = Duration::from_secs(5);
+/// This many connections in a row that did not hold are no accident.
+const SHORT_LIVED: u32 = 3;
 const RECONNECT_FIRST: Duration = Duration::from_millis(200);
 const RECONNECT_MAX: Duration = Duration::from_secs(30);
 /// For what a human has to mend: refused credentials, a packet that cannot be read.
@@ -160,6 +167,8 @@ struct Station<W: Wire> {
     book: Book,
     /// The load that gathers.
     batch: Batch,
+    /// How many of its events came with QoS 0.
+    batch_qos0: u64,
     load: LoadNumber,
     /// Memory of the last load, for the next one.
     spare: Batch,
@@ -170,15 +179,18 @@ struct Station<W: Wire> {
     watch: Watch,
     reconnect: Backoff,
     refused: Backoff,
-    /// Set when the connection must be made anew although it works.
-    reconnect_in: Option<Duration>,
-    /// Publishes of this connection are left with the broker; see "Pressure" in [`super`].
+    /// Publishes of this connection are left with the broker, until it is made anew; see "Pressure" in [`super`].
     skipping: bool,
+    /// Wait before the connection that follows this one.
+    comeback: Duration,
+    /// Set when DISCONNECT was asked for: how long the broker has to close the connection.
+    leave_by: Option<Instant>,
+    /// How many connections in a row ended soon after they were made.
+    short_lived: u32,
     /// The failure that was logged last, until the link is up.
     told: Option<String>,
     /// Set when stopping.
     stop_by: Option<Instant>,
-    goodbye: Goodbye,
 }
 
 /// Looks after a connection that gives no sign of life: the client hangs in a write to a broker that does not read.
@@ -186,13 +198,6 @@ struct Station<W: Wire> {
 struct Watch {
     until: Instant,
     signs: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Goodbye {
-    Unsaid,
-    Asked,
-    Said,
 }
 
 impl<W: Wire> Station<W> {
@@ -208,6 +213,7 @@ impl<W: Wire> Station<W> {
             notices: Notices::new(),
             book: Book::default(),
             batch: Batch::new(),
+            batch_qos0: 0,
             load: 1,
             spare: Batch::new(),
             submitted: None,
@@ -216,11 +222,12 @@ impl<W: Wire> Station<W> {
             watch: Watch { until: Instant::now(), signs: 0 },
             reconnect: Backoff::new(RECONNECT_FIRST, RECONNECT_MAX),
             refused: Backoff::new(REFUSED_FIRST, REFUSED_MAX),
-            reconnect_in: None,
             skipping: false,
+            comeback: COMEBACK,
+            leave_by: None,
+            short_lived: 0,
             told: None,
             stop_by: None,
-            goodbye: Goodbye::Unsaid,
         }
     }
 
@@ -249,7 +256,6 @@ impl<W: Wire> Station<W> {
                 Heard::Released(pkid) => self.book.release(pkid),
                 Heard::Connected { session } => self.connect(session),
                 Heard::Granted(granted) => self.granted(granted),
-                Heard::Goodbye => self.goodbye = Goodbye::Said,
             }
         }
         self.heard = all;
@@ -273,9 +279,17 @@ impl<W: Wire> Station<W> {
 
     /// The connection is gone; returns how long to wait for the next one.
     fn fail(&mut self, failure: &Failure) -> Duration {
-        if self.connected.is_some_and(|at| at.elapsed() >= HELD) {
-            self.reconnect.reset();
-            self.refused.reset();
+        if self.leave_by.is_some() {
+            return self.left();
+        }
+        match self.connected.map(|at| at.elapsed() >= HELD) {
+            Some(true) => {
+                self.reconnect.reset();
+                self.refused.reset();
+                self.short_lived = 0;
+            }
+            Some(false) => self.short_lived += 1,
+            None => {}
         }
         self.accept_every_release |= failure.kind == FailureKind::UnknownRelease;
         self.disconnected();
@@ -299,6 +313,16 @@ impl<W: Wire> Station<W> {
             FailureKind::TakenOver if self.notices.taken_over.allow().is_some() => {
                 error!(client_id, "another MQTT client took over the session; mqtt.client_id must be unique");
             }
+            // What a take-over looks like where the broker does not say so.
+            FailureKind::Link
+                if self.short_lived >= SHORT_LIVED && self.notices.taken_over.allow().is_some() =>
+            {
+                error!(
+                    client_id,
+                    what,
+                    "the MQTT broker closes each connection soon after it was made; is mqtt.client_id used twice?"
+                );
+            }
             FailureKind::PacketTooLarge if self.notices.packet.allow().is_some() => {
                 let bytes_max = packet_bytes_max(self.admission.event_bytes_max());
                 error!(
@@ -319,6 +343,7 @@ impl<W: Wire> Station<W> {
         self.requests = None;
         self.connected = None;
         self.skipping = false;
+        self.leave_by = None;
         self.subscriptions.disconnected();
         let lost = self.book.lose();
         self.stats().mqtt_acks_dropped.add(lost);
@@ -345,8 +370,8 @@ impl<W: Wire> Station<W> {
             if full || self.stop_by.is_some() {
                 self.stats().mqtt_qos0_dropped.add(1);
                 self.notices.qos0(publish);
-            } else {
-                self.admit(publish);
+            } else if self.admit(publish) {
+                self.batch_qos0 += 1;
             }
             return;
         }
@@ -425,6 +450,7 @@ impl<W: Wire> Station<W> {
         self.due_at(now).filter(|&at| at <= now)?;
         self.submitted = Some(now);
         self.load += 1;
+        self.batch_qos0 = 0;
         let batch = std::mem::replace(&mut self.batch, std::mem::take(&mut self.spare));
         let limited = Arc::clone(&self.notices.storage);
         Some(Box::pin(store(self.admission.clone(), batch, limited)))
@@ -449,14 +475,10 @@ impl<W: Wire> Station<W> {
                 self.settle(load, batch);
             }
             Stored::Unknown => {
-                self.book.forget(load);
-                self.reconnect_in = Some(self.reconnect.delay());
                 if let Some(suppressed) = self.notices.storage.allow() {
-                    warn!(
-                        suppressed,
-                        "outcome of an append is unknown: the MQTT broker is asked to deliver again"
-                    );
+                    warn!(suppressed, "outcome of an append is unknown: the MQTT broker will deliver again");
                 }
+                self.leave_all_since(load);
             }
             Stored::Closed => return Buffering::Closed,
         }
@@ -470,9 +492,21 @@ impl<W: Wire> Station<W> {
         self.stats().mqtt_acks_dropped.add(lost);
     }
 
+    /// Nobody knows whether `load` is stored. Order: what came after it is left with the broker too, or it would be
+    /// stored in front of the redelivered ones.
+    fn leave_all_since(&mut self, load: LoadNumber) {
+        self.book.forget(load);
+        self.book.forget(self.load);
+        self.batch.clear();
+        let qos0 = std::mem::take(&mut self.batch_qos0);
+        self.stats().mqtt_qos0_dropped.add(qos0);
+        self.skipping = true;
+        self.comeback = self.reconnect.delay();
+    }
+
     // ---- what is asked of the link ------------------------------------------------------------------------------
 
-    /// Hands the client what it has room for: filters to subscribe, answers that are due, the goodbye.
+    /// Hands the client what it has room for: filters to subscribe, answers that are due, DISCONNECT.
     fn ask(&mut self, now: Instant) {
         let Some(requests) = &mut self.requests else { return };
         if let Some(filters) = self.subscriptions.take_due(now)
@@ -486,31 +520,32 @@ impl<W: Wire> Station<W> {
             }
             self.book.hand_over();
         }
-        if self.stop_by.is_some()
-            && self.goodbye == Goodbye::Unsaid
-            && self.batch.is_empty()
-            && self.book.len() == 0
-            && requests.disconnect()
-        {
-            self.goodbye = Goodbye::Asked;
+        // Order: goodbye only after the last answer, and never by closing the socket ourselves: with publishes unread
+        // in it that would be a reset, which takes answers away that the broker has not read yet.
+        let leave = self.skipping || (self.stop_by.is_some() && self.batch.is_empty());
+        if leave && self.leave_by.is_none() && self.book.len() == 0 && requests.disconnect() {
+            debug!("leaving, so that the broker delivers what was left with it");
+            self.leave_by = Some(now + LEAVE_GRACE);
         }
     }
 
-    /// Whether, and after which wait, the connection must be made anew by us.
+    /// Whether, and after which wait, the connection must be made anew although it did not fail.
     fn reconnect_in(&mut self, now: Instant) -> Option<Duration> {
-        let caught_up =
-            self.skipping && self.stop_by.is_none() && self.requests.is_some() && self.book.len() == 0;
-        if caught_up {
-            debug!("the buffer caught up: reconnecting, so that the broker delivers what was left with it");
-            self.reconnect_in = Some(RECONNECT_FIRST);
-        }
         if self.is_silent(now) {
             let what = "the broker does not take what is sent".into();
-            self.reconnect_in = Some(self.fail(&Failure { kind: FailureKind::Link, what }));
+            return Some(self.fail(&Failure { kind: FailureKind::Link, what }));
         }
-        let delay = self.reconnect_in.take()?;
+        self.leave_by.filter(|&at| at <= now)?;
+        Some(self.left())
+    }
+
+    /// The connection was left; returns how long to wait for the next one.
+    fn left(&mut self) -> Duration {
         self.disconnected();
-        Some(delay)
+        if self.stop_by.is_some() {
+            self.stats().mqtt.set(LinkState::Down);
+        }
+        std::mem::replace(&mut self.comeback, COMEBACK)
     }
 
     /// The client wakes once per keep-alive by itself.
@@ -533,7 +568,7 @@ impl<W: Wire> Station<W> {
     fn wake_at(&self, appending: bool, now: Instant) -> Option<Instant> {
         let due = if appending { None } else { self.due_at(now) };
         let watch = self.connected.map(|_| self.watch.until);
-        [due, self.subscriptions.due_at(), self.stop_by, watch].into_iter().flatten().min()
+        [due, self.subscriptions.due_at(), self.stop_by, self.leave_by, watch].into_iter().flatten().min()
     }
 
     fn stop(&mut self) {
@@ -544,8 +579,8 @@ impl<W: Wire> Station<W> {
     fn is_done(&self, appending: bool, now: Instant) -> bool {
         let Some(stop_by) = self.stop_by else { return false };
         let stored = !appending && self.batch.is_empty();
-        let answered = self.requests.is_none() || self.goodbye == Goodbye::Said;
-        (stored && answered) || now >= stop_by
+        // Without requests there is no connection: never made, lost, or closed by the broker after DISCONNECT.
+        (stored && self.requests.is_none()) || now >= stop_by
     }
 }
 

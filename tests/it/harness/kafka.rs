@@ -131,9 +131,9 @@ pub(crate) fn consume_until(
     while !is_enough(&records) {
         assert!(
             Instant::now() < deadline,
-            "not enough within {patience:?}: {} records of {topic}, the last {:?}",
+            "not enough within {patience:?}: {} records of {topic}, the last at {:?}",
             records.len(),
-            records.last()
+            records.last().map(|record| (record.partition, record.offset))
         );
         records.extend(reader.next(LOOK));
     }

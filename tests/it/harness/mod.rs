@@ -3,6 +3,7 @@
 //! - [`services`]: the shared services of this run, and instances of a test's own to crash, pause and restart.
 //! - [`agent`]: the real binary with its own folder, configuration and collected log.
 //! - [`unix`]: a client of the agent's Unix socket.
+//! - [`mqtt`]: publishers, and [`tap`]: what goes between agent and MQTT broker, noted, held or cut.
 //! - [`flow`]: producers that send again what was not acknowledged, and what must then be in Kafka.
 //! - [`kafka`]: topics, and reading them back.
 //! - [`mod@wait`]: the one way to wait for something.
@@ -14,7 +15,9 @@
 pub(crate) mod agent;
 pub(crate) mod flow;
 pub(crate) mod kafka;
+pub(crate) mod mqtt;
 pub(crate) mod services;
+pub(crate) mod tap;
 pub(crate) mod unix;
 pub(crate) mod wait;
 

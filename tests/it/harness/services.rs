@@ -190,6 +190,19 @@ impl Private {
         self.script("start", &[]);
     }
 
+    /// Stops in order, keeping port and data for [`Private::begin_again`].
+    #[track_caller]
+    pub(crate) fn end(&self) {
+        self.script("down", &["--keep"]);
+    }
+
+    /// After [`Private::end`]: same port and data.
+    #[track_caller]
+    pub(crate) fn begin_again(&self) {
+        let owner = std::process::id().to_string();
+        self.script("up", &["--owner", &owner]);
+    }
+
     /// SIGSTOP: connections stay open and nothing is answered.
     #[track_caller]
     pub(crate) fn pause(&self) {
