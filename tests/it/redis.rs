@@ -210,7 +210,7 @@ fn redis_killed_and_back_is_told_once_and_every_ping_is_counted() {
     let events = producer.finish(USUAL);
     consume_count(&Shared::get().kafka, &topic, usize::try_from(events).unwrap(), USUAL);
     assert_eq!(agent.stop().code(), Some(0));
-    assert_eq!((agent.log_count("Redis link down"), agent.log_count("redis link up")), (1, 2));
+    assert_eq!((agent.log_count("Redis link down"), agent.log_count("Redis link up")), (1, 2));
     let (sent, dropped) = pings_of_status(&agent);
     eprintln!("{events} events, {sent} pings sent, {dropped} dropped while Redis was away");
     assert!(dropped >= 300, "{dropped}");
