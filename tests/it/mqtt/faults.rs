@@ -237,6 +237,4 @@ fn a_dead_link_is_noticed_and_nothing_is_lost() {
         (1, 2),
         "each change of the link is one line"
     );
-    let status = bed.last_status();
-    assert!(status.contains("mqtt up"), "{status}");
 }
