@@ -18,8 +18,8 @@ use crate::harness::wait::USUAL;
 const BUFFER: &str = "8MiB";
 const EACH_BYTES: usize = 16 << 10;
 /// Well above the buffer.
-const COUNT: u64 = 1000;
-const EVENTS: usize = COUNT as usize;
+const COUNT: u64 = EVENTS as u64;
+const EVENTS: usize = 1000;
 const BACKLOG: Duration = Duration::from_secs(90);
 
 /// Text that no compression makes small.
