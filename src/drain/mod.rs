@@ -338,6 +338,9 @@ impl<P: Producer> Drain<P> {
     /// Hands over what is durable, up to the window. Whether anything went out.
     async fn fill(&mut self) -> Result<bool, DrainError> {
         let mut is_sent = false;
+        if self.is_held() {
+            return Ok(false);
+        }
         while self.may_send() {
             let needs_run = self.sent >= self.run.end();
             if needs_run && (self.sent >= *self.durable.borrow_and_update() || !self.read().await?) {

@@ -255,3 +255,47 @@ fn a_password_is_used_and_a_wrong_one_is_explained() {
     client.send_line(&line_of(&source, 1, 0));
     assert_eq!(listener.next(), ping_of(&source, 1));
 }
+
+/// A certificate for 127.0.0.1 that is its own authority: paths of certificate and key in `folder`.
+fn certificate(folder: &std::path::Path) -> (String, String) {
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (certificate, key) = (path("redis.crt"), path("redis.key"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=fieldpost test"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", &key, "-out", &certificate])
+        .output()
+        .expect("openssl is installed");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    (certificate, key)
+}
+
+#[test]
+fn tls_is_used_and_an_unknown_authority_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = certificate(folder.path());
+    let redis = Private::with_settings(
+        Service::Redis,
+        &format!(
+            "tls-port @SPARE_PORT@\ntls-cert-file {certificate}\ntls-key-file {key}\ntls-ca-cert-file {certificate}\n\
+             tls-auth-clients no\n"
+        ),
+    );
+    let topic = create_topic(&Shared::get().kafka, 1);
+    let url = format!("rediss://127.0.0.1:{}/", redis.spare_port());
+    let mut stranger = Agent::start(|config| {
+        config.shared_kafka(&topic).redis(&url);
+    });
+    let said = stranger.wait_log("Redis link down", USUAL);
+    assert!(said.contains("certificate"), "{said}");
+    assert_eq!(stranger.stop().code(), Some(0));
+
+    let agent = Agent::start(|config| {
+        config.shared_kafka(&topic).redis(&url).environment("SSL_CERT_FILE", &certificate);
+    });
+    wait_link(&agent);
+    let mut listener = Listener::to(redis.address(), "events:*");
+    let source = unique("tls");
+    let mut client = agent.unix();
+    client.send_line(&line_of(&source, 0, 0));
+    assert_eq!(listener.next(), ping_of(&source, 0));
+}
