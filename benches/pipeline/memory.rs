@@ -28,7 +28,7 @@ fn idle(arguments: &Arguments) -> Vec<Row> {
             service("MQTT"),
         ),
     );
-    let process = agent.start(&["ready", "MQTT broker connected"]);
+    let process = agent.start(&["ready", "MQTT link up"]);
     std::thread::sleep(Duration::from_secs(5));
     let (before, start) = (process.usage(), Instant::now());
     std::thread::sleep(arguments.pace);

@@ -50,7 +50,7 @@ fn toml(topic: &Topic, root: &str, client_id: &str) -> String {
 fn steady(arguments: &Arguments) -> Vec<Row> {
     let (topic, root) = (Topic::create(), unique("bench"));
     let agent = Agent::new(arguments, &toml(&topic, &root, &root));
-    let process = agent.start(&["ready", "MQTT broker connected"]);
+    let process = agent.start(&["ready", "MQTT link up"]);
     // The subscription follows the connection at once; nothing says so.
     std::thread::sleep(Duration::from_millis(500));
     let total = PACE * (WARM_UP + arguments.pace).as_secs();
@@ -107,7 +107,7 @@ fn full_speed(arguments: &Arguments) -> Row {
         let (topic, root) = (Topic::create(), unique("bench"));
         let (ours, theirs) = (format!("{root}-agent"), format!("{root}-bare"));
         let agent = Agent::new(arguments, &toml(&topic, &root, &ours));
-        let process = agent.start(&["ready", "MQTT broker connected"]);
+        let process = agent.start(&["ready", "MQTT link up"]);
         std::thread::sleep(Duration::from_millis(500));
         process.terminate();
         bare_subscriber(&theirs, &root, 0);

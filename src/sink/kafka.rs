@@ -7,6 +7,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use memchr::memmem;
@@ -14,7 +15,9 @@ use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{
+    BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
+};
 use tokio::sync::Notify;
 
 use super::{Outcome, Producer, ProducerError, Record, Report, SendError};
@@ -133,7 +136,7 @@ pub(crate) fn client_config(options: &Options) -> ClientConfig {
 pub struct KafkaProducer {
     options: Options,
     stats: Arc<Stats>,
-    inner: ThreadedProducer<Callbacks>,
+    inner: Polled,
     shared: Arc<Shared>,
 }
 
@@ -171,10 +174,7 @@ impl KafkaProducer {
     }
 }
 
-fn create(
-    options: &Options,
-    stats: &Arc<Stats>,
-) -> Result<(ThreadedProducer<Callbacks>, Arc<Shared>), ProducerError> {
+fn create(options: &Options, stats: &Arc<Stats>) -> Result<(Polled, Arc<Shared>), ProducerError> {
     let shared = Arc::new(Shared::default());
     let callbacks = Callbacks {
         shared: Arc::clone(&shared),
@@ -185,7 +185,50 @@ fn create(
     };
     let producer =
         client_config(options).create_with_context(callbacks).map_err(|e| ProducerError(e.to_string()))?;
-    Ok((producer, shared))
+    Ok((Polled::start(producer)?, shared))
+}
+
+/// A producer and the thread that serves its callbacks. rust-rdkafka's own `ThreadedProducer` asks ten times a second,
+/// and each of its calls spins for the last millisecond: one per cent of a core while nothing happens.
+struct Polled {
+    producer: Arc<BaseProducer<Callbacks>>,
+    is_ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Length of one call; callbacks come at once within it. It is how long the thread may outlive its producer.
+const POLL_TIME: Duration = Duration::from_secs(1);
+
+impl Polled {
+    fn start(producer: BaseProducer<Callbacks>) -> Result<Self, ProducerError> {
+        let producer = Arc::new(producer);
+        let is_ended = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new().name("kafka-reports".into()).spawn({
+            let (producer, is_ended) = (Arc::clone(&producer), Arc::clone(&is_ended));
+            move || {
+                while !is_ended.load(Ordering::Relaxed) {
+                    producer.poll(POLL_TIME);
+                }
+            }
+        });
+        let thread = thread.map_err(|e| ProducerError(format!("cannot start a thread: {e}")))?;
+        Ok(Self { producer, is_ended, thread: Some(thread) })
+    }
+
+    fn end(mut self) {
+        self.is_ended.store(true, Ordering::Relaxed);
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::debug!("the thread of Kafka's reports died");
+        }
+    }
+}
+
+impl Drop for Polled {
+    fn drop(&mut self) {
+        // Order: at once and not when the thread notices, or what waits would go out beside the next producer's.
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        self.is_ended.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Producer for KafkaProducer {
@@ -201,7 +244,7 @@ impl Producer for KafkaProducer {
         if let Some(ms) = record.timestamp_ms {
             message = message.timestamp(ms);
         }
-        self.inner.send(message).map_err(|(error, _)| match error {
+        self.inner.producer.send(message).map_err(|(error, _)| match error {
             KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => SendError::QueueFull,
             KafkaError::MessageProduction(RDKafkaErrorCode::Fatal) => SendError::Fatal(error.to_string()),
             other => SendError::Rejected(other.to_string()),
@@ -217,7 +260,7 @@ impl Producer for KafkaProducer {
     }
 
     fn fatal(&self) -> Option<String> {
-        self.inner.client().fatal_error().map(|(code, text)| format!("{code}: {text}"))
+        self.inner.producer.client().fatal_error().map(|(code, text)| format!("{code}: {text}"))
     }
 
     fn restart(&mut self) -> Result<(), ProducerError> {
@@ -228,11 +271,11 @@ impl Producer for KafkaProducer {
     }
 
     fn close(self, timeout: Duration) {
-        use rdkafka::producer::PurgeConfig;
-        self.inner.purge(PurgeConfig::default().queue().inflight());
-        if let Err(error) = self.inner.flush(timeout) {
+        self.inner.producer.purge(PurgeConfig::default().queue().inflight());
+        if let Err(error) = self.inner.producer.flush(timeout) {
             tracing::debug!(%error, "the producer did not end in time");
         }
+        self.inner.end();
     }
 }
 
