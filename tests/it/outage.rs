@@ -18,8 +18,8 @@ use crate::harness::{seed, unique};
 
 const MIB: u64 = 1 << 20;
 
-/// What the last generation of a drained buffer may keep: 8 MiB of events, thrice that on disk, and its files.
-const KEPT: u64 = 26 * MIB;
+/// What a drained buffer may keep: a last generation of 8 MiB and what it takes to replace a larger one.
+const KEPT: u64 = 16 * MIB;
 
 fn stored(records: &[Record]) -> Vec<Stored> {
     records.iter().map(Stored::of).collect()

@@ -43,6 +43,10 @@ pub(super) const GROWTH: u64 = 3;
 /// than a tenth of it.
 const DRAINED_BYTES_MAX: u64 = 1024 * 1024;
 
+/// A drained newest generation larger than this gives its disk back also while there is room: after an outage the disk
+/// is soon as it was before.
+const SLACK_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
 /// The largest batch that a buffer of `bytes_max` takes for certain once it is drained. A larger one could wait for
 /// ever.
 pub(super) fn batch_bytes_max(bytes_max: u64) -> u64 {
@@ -239,15 +243,18 @@ impl<H: Shelf> Generations<H> {
         if needed(self) <= self.bytes_max {
             return Ok(true);
         }
-        let newest_disk = self.row.back().map_or(0, |g| g.disk_bytes);
-        let is_mostly_free =
-            newest_disk > DRAINED_BYTES_MAX && self.live_bytes.saturating_mul(4) < newest_disk;
-        if !is_mostly_free || self.unsynced_bytes > 0 {
+        if !self.is_mostly_free(DRAINED_BYTES_MAX) || self.unsynced_bytes > 0 {
             return Ok(false);
         }
         self.add_generation()?;
         self.trim();
         Ok(needed(self) <= self.bytes_max)
+    }
+
+    /// Whether the newest generation takes more than `bytes_max` of disk and most of that for nothing.
+    fn is_mostly_free(&self, bytes_max: u64) -> bool {
+        let newest_disk = self.row.back().map_or(0, |g| g.disk_bytes);
+        newest_disk > bytes_max && self.live_bytes.saturating_mul(4) < newest_disk
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -309,7 +316,7 @@ impl<H: Shelf> Generations<H> {
         if moved {
             self.trim();
         }
-        if self.live_bytes >= self.generation_bytes {
+        if self.live_bytes >= self.generation_bytes || (moved && self.is_mostly_free(SLACK_BYTES_MAX)) {
             // Not being able to start a new generation is no reason to refuse what is durable: the old one goes on.
             if let Err(error) = self.add_generation() {
                 // Order: what was half made is gone before the old one grows on; a later start would take it for
@@ -317,6 +324,7 @@ impl<H: Shelf> Generations<H> {
                 self.shelf.delete(self.next)?;
                 tracing::warn!(%error, "no new generation could be started; the newest one grows on");
             }
+            self.trim();
         }
         Ok(())
     }
