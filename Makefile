@@ -38,7 +38,10 @@ bench: ## Benchmarks
 .PHONY: fuzz
 fuzz: ## Each fuzz target for FUZZ_SECONDS (60), on the nightly toolchain
 	@cargo fuzz --version >/dev/null 2>&1 || { echo 'cargo-fuzz is missing: cargo install cargo-fuzz --locked' >&2; exit 69; }
-	for target in $$(cargo +nightly fuzz list); do cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS); done
+	for target in $$(cargo +nightly fuzz list); do \
+	  mkdir -p "fuzz/corpus/$$target"; \
+	  cargo +nightly fuzz run "$$target" "fuzz/corpus/$$target" "fuzz/seeds/$$target" -- -max_total_time=$(FUZZ_SECONDS); \
+	done
 
 # The compiler's own counters: fast, and without stopping the processes under test, but written at a process's end, so
 # that what only a killed agent ran does not show.

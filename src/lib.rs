@@ -18,6 +18,10 @@ pub mod config;
 pub mod drain;
 pub mod error;
 pub mod event;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[allow(clippy::expect_used, reason = "a fuzz target fails by panicking")]
+pub mod fuzz;
 pub mod ingest;
 pub mod log;
 pub mod ping;

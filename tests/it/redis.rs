@@ -210,7 +210,7 @@ fn redis_killed_and_back_is_told_once_and_every_ping_is_counted() {
     let events = producer.finish(USUAL);
     consume_count(&Shared::get().kafka, &topic, usize::try_from(events).unwrap(), USUAL);
     assert_eq!(agent.stop().code(), Some(0));
-    assert_eq!((agent.log_count("Redis link down"), agent.log_count("redis link up")), (1, 2));
+    assert_eq!((agent.log_count("Redis link down"), agent.log_count("Redis link up")), (1, 2));
     let (sent, dropped) = pings_of_status(&agent);
     eprintln!("{events} events, {sent} pings sent, {dropped} dropped while Redis was away");
     assert!(dropped >= 300, "{dropped}");
@@ -254,4 +254,48 @@ fn a_password_is_used_and_a_wrong_one_is_explained() {
     let mut client = agent.unix();
     client.send_line(&line_of(&source, 1, 0));
     assert_eq!(listener.next(), ping_of(&source, 1));
+}
+
+/// A certificate for 127.0.0.1 that is its own authority: paths of certificate and key in `folder`.
+fn certificate(folder: &std::path::Path) -> (String, String) {
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (certificate, key) = (path("redis.crt"), path("redis.key"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=fieldpost test"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", &key, "-out", &certificate])
+        .output()
+        .expect("openssl is installed");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    (certificate, key)
+}
+
+#[test]
+fn tls_is_used_and_an_unknown_authority_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = certificate(folder.path());
+    let redis = Private::with_settings(
+        Service::Redis,
+        &format!(
+            "tls-port @SPARE_PORT@\ntls-cert-file {certificate}\ntls-key-file {key}\ntls-ca-cert-file {certificate}\n\
+             tls-auth-clients no\n"
+        ),
+    );
+    let topic = create_topic(&Shared::get().kafka, 1);
+    let url = format!("rediss://127.0.0.1:{}/", redis.spare_port());
+    let mut stranger = Agent::start(|config| {
+        config.shared_kafka(&topic).redis(&url);
+    });
+    let said = stranger.wait_log("Redis link down", USUAL);
+    assert!(said.contains("certificate"), "{said}");
+    assert_eq!(stranger.stop().code(), Some(0));
+
+    let agent = Agent::start(|config| {
+        config.shared_kafka(&topic).redis(&url).environment("SSL_CERT_FILE", &certificate);
+    });
+    wait_link(&agent);
+    let mut listener = Listener::to(redis.address(), "events:*");
+    let source = unique("tls");
+    let mut client = agent.unix();
+    client.send_line(&line_of(&source, 0, 0));
+    assert_eq!(listener.next(), ping_of(&source, 0));
 }

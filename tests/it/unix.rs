@@ -441,7 +441,7 @@ fn peers_that_misbehave_harm_nobody() {
                 let mut stream = UnixStream::connect(agent.socket()).unwrap();
                 stream.set_write_timeout(Some(scaled(USUAL))).unwrap();
                 for n in 0..UNREAD {
-                    let wrong = if n % 2 == 0 { "wrong\n" } else { "" };
+                    let wrong = if n.is_multiple_of(2) { "wrong\n" } else { "" };
                     stream.write_all(format!("{}\n{wrong}", line_of(unread, n, 0)).as_bytes()).unwrap();
                 }
             }),

@@ -208,3 +208,82 @@ pub(super) async fn listen<R>(
     })
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::{Protocol, v4, v5};
+    use super::*;
+    use crate::ingest::topic::TopicTemplate;
+
+    const PUBREL_7: [u8; 4] = [0x62, 2, 0, 7];
+    const PUBCOMP_7: [u8; 4] = [0x70, 2, 0, 7];
+
+    /// A broker of one connection that remembers the client's session.
+    async fn accept(listener: &TcpListener, protocol: Protocol) -> TcpStream {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), 0x10, "CONNECT");
+        let mut rest = vec![0; usize::from(stream.read_u8().await.unwrap())];
+        stream.read_exact(&mut rest).await.unwrap();
+        let connack: &[u8] = match protocol {
+            Protocol::V4 => &[0x20, 2, 1, 0],
+            Protocol::V5 => &[0x20, 3, 1, 0, 0],
+        };
+        stream.write_all(connack).await.unwrap();
+        stream
+    }
+
+    async fn broker_releases_an_unknown_publish<W: Wire>(
+        protocol: Protocol,
+        accept_every_release: bool,
+    ) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = Options {
+            host: "127.0.0.1".into(),
+            port: listener.local_addr().unwrap().port(),
+            client_id: "test".into(),
+            username: None,
+            password: None,
+            topics: vec![TopicTemplate::parse("{type}").unwrap()],
+            qos: Qos::ExactlyOnce,
+            protocol,
+            receive_maximum: 10,
+            pending_bytes_max: 1000,
+            keep_alive: Duration::from_secs(60),
+        };
+        let outbox = Arc::new(Outbox::new());
+        let setup = Setup { delay: Duration::ZERO, packet_bytes_max: 1000, accept_every_release };
+        let connection = connection::<W>(Arc::new(options), setup, Arc::clone(&outbox));
+        let broker = async {
+            let mut stream = accept(&listener, protocol).await;
+            stream.write_all(&PUBREL_7).await.unwrap();
+            let mut answer = [0; 4];
+            stream.read_exact(&mut answer).await.unwrap();
+            assert_eq!(answer, PUBCOMP_7);
+        };
+        let answered = tokio::select! {
+            failure = connection => {
+                assert_eq!(failure.kind, FailureKind::UnknownRelease);
+                false
+            }
+            () = broker => true,
+        };
+        let mut heard = Vec::new();
+        outbox.take(&mut heard);
+        let released = heard.iter().any(|heard| matches!(heard, Heard::Released(7)));
+        assert!(matches!(heard.first(), Some(Heard::Connected { session: true })) && released, "{heard:?}");
+        assert!(!heard.iter().any(|heard| matches!(heard, Heard::Publish(_))), "{heard:?}");
+        answered
+    }
+
+    /// The client library takes it for a protocol error; the specification wants PUBCOMP.
+    #[tokio::test]
+    async fn a_release_of_an_earlier_connection_is_answered() {
+        assert!(broker_releases_an_unknown_publish::<v4::Client>(Protocol::V4, true).await);
+        assert!(broker_releases_an_unknown_publish::<v5::Client>(Protocol::V5, true).await);
+        assert!(!broker_releases_an_unknown_publish::<v4::Client>(Protocol::V4, false).await);
+        assert!(!broker_releases_an_unknown_publish::<v5::Client>(Protocol::V5, false).await);
+    }
+}

@@ -23,7 +23,8 @@
 //!
 //! # Pressure
 //! The link is read and kept alive however long the buffer takes; what is withheld is the PUBACK. MQTT 5 bounds what
-//! arrives meanwhile by [`Options::receive_maximum`], a 3.1.1 broker by its own in-flight limit. Above
+//! arrives meanwhile by [`Options::receive_maximum`], a 3.1.1 broker by its own in-flight limit; neither is relied on
+//! for memory (with Mosquitto 2.0 more was seen to arrive while answers were under way). Above
 //! [`Options::pending_bytes_max`] a publish is not taken at all: it stays unacknowledged, as does every later one of
 //! the connection (order), and once all that was taken is acknowledged the connection is made anew, upon which the
 //! broker sends them again. So memory is bounded by twice that limit, a keep-alive is never missed, and nothing of

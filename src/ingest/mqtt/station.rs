@@ -38,8 +38,13 @@ const PUBLISH_BYTES: usize = 64;
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// For the broker to close a connection after DISCONNECT.
 const LEAVE_GRACE: Duration = Duration::from_secs(2);
+/// Wait after leaving for want of room. Short, since it comes once per load that was stored and answered: the buffer
+/// sets the pace.
+const COMEBACK: Duration = Duration::from_millis(10);
 /// A link that held this long was a working one: the next failure is a new one.
 const HELD: Duration = Duration::from_secs(5);
+/// This many connections in a row that did not hold are no accident.
+const SHORT_LIVED: u32 = 3;
 const RECONNECT_FIRST: Duration = Duration::from_millis(200);
 const RECONNECT_MAX: Duration = Duration::from_secs(30);
 /// For what a human has to mend: refused credentials, a packet that cannot be read.
@@ -180,6 +185,8 @@ struct Station<W: Wire> {
     comeback: Duration,
     /// Set when DISCONNECT was asked for: how long the broker has to close the connection.
     leave_by: Option<Instant>,
+    /// How many connections in a row ended soon after they were made.
+    short_lived: u32,
     /// The failure that was logged last, until the link is up.
     told: Option<String>,
     /// Set when stopping.
@@ -216,8 +223,9 @@ impl<W: Wire> Station<W> {
             reconnect: Backoff::new(RECONNECT_FIRST, RECONNECT_MAX),
             refused: Backoff::new(REFUSED_FIRST, REFUSED_MAX),
             skipping: false,
-            comeback: RECONNECT_FIRST,
+            comeback: COMEBACK,
             leave_by: None,
+            short_lived: 0,
             told: None,
             stop_by: None,
         }
@@ -274,9 +282,14 @@ impl<W: Wire> Station<W> {
         if self.leave_by.is_some() {
             return self.left();
         }
-        if self.connected.is_some_and(|at| at.elapsed() >= HELD) {
-            self.reconnect.reset();
-            self.refused.reset();
+        match self.connected.map(|at| at.elapsed() >= HELD) {
+            Some(true) => {
+                self.reconnect.reset();
+                self.refused.reset();
+                self.short_lived = 0;
+            }
+            Some(false) => self.short_lived += 1,
+            None => {}
         }
         self.accept_every_release |= failure.kind == FailureKind::UnknownRelease;
         self.disconnected();
@@ -299,6 +312,16 @@ impl<W: Wire> Station<W> {
             }
             FailureKind::TakenOver if self.notices.taken_over.allow().is_some() => {
                 error!(client_id, "another MQTT client took over the session; mqtt.client_id must be unique");
+            }
+            // What a take-over looks like where the broker does not say so.
+            FailureKind::Link
+                if self.short_lived >= SHORT_LIVED && self.notices.taken_over.allow().is_some() =>
+            {
+                error!(
+                    client_id,
+                    what,
+                    "the MQTT broker closes each connection soon after it was made; is mqtt.client_id used twice?"
+                );
             }
             FailureKind::PacketTooLarge if self.notices.packet.allow().is_some() => {
                 let bytes_max = packet_bytes_max(self.admission.event_bytes_max());
@@ -519,7 +542,10 @@ impl<W: Wire> Station<W> {
     /// The connection was left; returns how long to wait for the next one.
     fn left(&mut self) -> Duration {
         self.disconnected();
-        std::mem::replace(&mut self.comeback, RECONNECT_FIRST)
+        if self.stop_by.is_some() {
+            self.stats().mqtt.set(LinkState::Down);
+        }
+        std::mem::replace(&mut self.comeback, COMEBACK)
     }
 
     /// The client wakes once per keep-alive by itself.
@@ -553,6 +579,7 @@ impl<W: Wire> Station<W> {
     fn is_done(&self, appending: bool, now: Instant) -> bool {
         let Some(stop_by) = self.stop_by else { return false };
         let stored = !appending && self.batch.is_empty();
+        // Without requests there is no connection: never made, lost, or closed by the broker after DISCONNECT.
         (stored && self.requests.is_none()) || now >= stop_by
     }
 }

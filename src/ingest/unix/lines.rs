@@ -13,11 +13,11 @@ use memchr::memchr;
 const FIRST_BYTES: usize = 8 * 1024;
 
 /// What a busy connection reads at once: a few hundred small events, well under a millisecond of work.
-pub(super) const CHUNK_BYTES: usize = 64 * 1024;
+pub(crate) const CHUNK_BYTES: usize = 64 * 1024;
 
 /// What the stream holds next.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Line<'a> {
+pub(crate) enum Line<'a> {
     /// A line without its end.
     Whole {
         /// Counted from 1; blank lines count.
@@ -34,7 +34,7 @@ pub(super) enum Line<'a> {
 
 /// The part of the stream that was read and not yet handed out.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     buffer: Vec<u8>,
     /// First byte that was not handed out.
     start: usize,
@@ -52,7 +52,7 @@ pub(super) struct Lines {
 
 impl Lines {
     /// The start of a stream whose lines have at most `bytes_max` bytes.
-    pub(super) fn new(bytes_max: usize) -> Self {
+    pub(crate) fn new(bytes_max: usize) -> Self {
         Self {
             buffer: Vec::new(),
             start: 0,
@@ -66,7 +66,7 @@ impl Lines {
 
     /// Reads with `read` into at most [`CHUNK_BYTES`] of free space behind what is already there and returns its
     /// result.
-    pub(super) fn read<T>(&mut self, read: impl FnOnce(&mut bytes::buf::Limit<&mut Vec<u8>>) -> T) -> T {
+    pub(crate) fn read<T>(&mut self, read: impl FnOnce(&mut bytes::buf::Limit<&mut Vec<u8>>) -> T) -> T {
         self.make_space();
         let before = self.buffer.len();
         let space = (self.buffer.capacity() - before).min(CHUNK_BYTES);
@@ -76,7 +76,7 @@ impl Lines {
     }
 
     /// The next line, or `None` when more has to be read first.
-    pub(super) fn next_line(&mut self) -> Option<Line<'_>> {
+    pub(crate) fn next_line(&mut self) -> Option<Line<'_>> {
         let (start, end) = loop {
             let unscanned = self.buffer.get(self.scanned..).unwrap_or_default();
             let Some(length) = memchr(b'\n', unscanned) else {
@@ -102,13 +102,13 @@ impl Lines {
     }
 
     /// To be called when the stream ended: the number of the line that lacks its end, if there is one.
-    pub(super) fn unfinished(&self) -> Option<u64> {
+    pub(crate) fn unfinished(&self) -> Option<u64> {
         let rest = self.buffer.get(self.start..).unwrap_or_default();
         (!self.skipping && !is_blank(rest)).then_some(self.number + 1)
     }
 
     /// To be called when nothing more is there for now: gives back memory that only a burst needed.
-    pub(super) fn idle(&mut self) {
+    pub(crate) fn idle(&mut self) {
         self.filled = false;
         self.compact();
         if self.buffer.is_empty() {

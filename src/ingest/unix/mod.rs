@@ -40,7 +40,7 @@ use crate::ingest::Admission;
 
 mod connection;
 mod in_flight;
-mod lines;
+pub(crate) mod lines;
 mod listener;
 mod note;
 mod reply;

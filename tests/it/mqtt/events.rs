@@ -171,7 +171,7 @@ fn a_ping_says_which_event_and_nothing_more() {
     let bed = Bed::shared(|config| {
         config.shared_redis();
     });
-    bed.agent.wait_log("redis link up", USUAL);
+    bed.agent.wait_log("Redis link up", USUAL);
     let mut sensor = Publisher::connect(&Shared::get().mqtt);
     let topic = bed.topic_of(&format!("thermo/{source}/reading"));
     sensor.publish(1, &topic, r#"{"id":"e-1","payload":{"secret":1}}"#);

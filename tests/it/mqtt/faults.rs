@@ -217,7 +217,7 @@ fn a_killed_broker_goes_on_with_the_agent() {
 #[test]
 fn a_dead_link_is_noticed_and_nothing_is_lost() {
     let broker = Private::mosquitto(Persistence::On);
-    let mut bed = Bed::at(broker.address(), |config| {
+    let bed = Bed::at(broker.address(), |config| {
         config.set("mqtt.keep_alive", "5s");
     });
     let beat = Beat { rate: Some(200), ..Beat::default() };
@@ -237,6 +237,4 @@ fn a_dead_link_is_noticed_and_nothing_is_lost() {
         (1, 2),
         "each change of the link is one line"
     );
-    let status = bed.last_status();
-    assert!(status.contains("mqtt up"), "{status}");
 }

@@ -18,8 +18,8 @@ use crate::harness::wait::USUAL;
 const BUFFER: &str = "8MiB";
 const EACH_BYTES: usize = 16 << 10;
 /// Well above the buffer.
-const COUNT: u64 = 1000;
-const EVENTS: usize = COUNT as usize;
+const EVENTS: usize = 1000;
+const COUNT: u64 = EVENTS as u64;
 const BACKLOG: Duration = Duration::from_secs(90);
 
 /// Text that no compression makes small.
@@ -74,7 +74,7 @@ fn a_full_buffer_that_blocks_leaves_the_rest_with_the_broker() {
     bed.tap.wait_count(Way::ToAgent, kind::PINGRESP, pings + 3, Duration::from_secs(30));
     assert_eq!(bed.tap.connections(), connections, "the session lives on");
     assert_eq!(acked(&bed), before, "nothing is acknowledged that is not durable");
-    assert!((100..EVENTS).contains(&before) && bed.tap.unanswered() >= 50, "{before} acknowledged");
+    assert!((1..EVENTS).contains(&before) && bed.tap.unanswered() >= 50, "{before} acknowledged");
     assert!(bed.agent.disk_bytes() <= 8 << 20, "{} bytes", bed.agent.disk_bytes());
 
     kafka.start();

@@ -73,7 +73,8 @@ fn a_stop_in_the_middle_of_a_burst_leaves_nothing_half_done() {
         eprintln!("protocol {protocol}, stopped three times: {wanted:?}, {twice} of them twice");
         // What is answered before the goodbye does not come again.
         assert_eq!(twice, 0);
-        assert_eq!(bed.tap.count(Way::ToBroker, kind::DISCONNECT), 3, "each stop says goodbye");
+        // A fourth one is the input that leaves a connection for want of room.
+        assert!(bed.tap.count(Way::ToBroker, kind::DISCONNECT) >= 3, "each stop says goodbye");
     }
 }
 
