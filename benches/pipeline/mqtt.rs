@@ -31,6 +31,9 @@ const WARM_UP: Duration = Duration::from_secs(3);
 /// As the agent's default.
 const RECEIVE_MAXIMUM: u16 = 1000;
 
+/// Room for acknowledgements in the bare client's queue: there is always some.
+const REQUESTS: usize = 65_536;
+
 pub(crate) fn run(arguments: &Arguments) -> Vec<Row> {
     let mut rows = steady(arguments);
     rows.push(full_speed(arguments));
@@ -219,7 +222,7 @@ pub(crate) fn reference(words: &[String]) {
     properties.receive_maximum = Some(RECEIVE_MAXIMUM);
     let mut options = options(client_id);
     options.set_clean_start(false).set_manual_acks(true).set_connect_properties(properties);
-    let (client, mut link) = AsyncClient::new(options, 2 * usize::from(RECEIVE_MAXIMUM));
+    let (client, mut link) = AsyncClient::new(options, REQUESTS);
     runtime().block_on(async {
         if missing == 0 {
             client.subscribe(format!("{root}/#"), QoS::AtLeastOnce).await.unwrap();

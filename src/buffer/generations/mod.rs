@@ -30,7 +30,7 @@ use keys::{CURSOR_KEY, block_key, key_seq};
 
 /// Live bytes at which the newest generation is sealed, with a quota that allows it: large enough that opening is
 /// rare, small enough that memory (which grows with an open database) and the grain of returned space stay small.
-pub(super) const GENERATION_BYTES: u64 = 8 * 1024 * 1024;
+pub(super) const GENERATION_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Disk that a sync may take beyond [`GROWTH`]: segments begun and not filled.
 pub(super) const GENERATION_COST_BYTES: u64 = 2 * 1024 * 1024;
