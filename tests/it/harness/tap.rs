@@ -54,6 +54,8 @@ struct State {
     connections: usize,
     open: BTreeMap<usize, [TcpStream; 2]>,
     held: BTreeSet<Way>,
+    /// Packets that were seen and not yet passed on, for each open connection and way.
+    queued: BTreeMap<(usize, Way), usize>,
     refusing: bool,
     over: bool,
 }
@@ -134,8 +136,14 @@ impl Tap {
         self.shared.changed.notify_all();
     }
 
-    /// Ends every open connection; what was kept of it is gone.
+    /// Ends every open connection. What was seen has passed before, but for a way that is held: what was kept of that
+    /// is gone.
+    #[track_caller]
     pub(crate) fn cut(&self) {
+        eventually("what was seen has passed", USUAL, || {
+            let state = self.shared.lock();
+            state.queued.iter().all(|((_, way), &count)| count == 0 || state.held.contains(way)).then_some(())
+        });
         self.shared.lock().cut();
         self.shared.changed.notify_all();
     }
@@ -188,6 +196,7 @@ impl State {
     }
 
     fn end(&mut self, connection: usize) {
+        self.queued.retain(|(of, _), _| *of != connection);
         for stream in self.open.remove(&connection).into_iter().flatten() {
             // Gone already is fine.
             drop(stream.shutdown(Shutdown::Both));
@@ -246,14 +255,25 @@ impl Shared {
                 if !shared.may_pass(connection, way) || to.write_all(&packet.bytes).is_err() {
                     break;
                 }
+                shared.passed(connection, way);
             }
             shared.lock().end(connection);
             shared.changed.notify_all();
         });
     }
 
+    fn passed(&self, connection: usize, way: Way) {
+        if let Some(count) = self.lock().queued.get_mut(&(connection, way)) {
+            *count -= 1;
+        }
+    }
+
     fn note(&self, connection: usize, way: Way, packet: &Packet) {
-        self.lock().seen.push(Seen {
+        let mut state = self.lock();
+        if state.open.contains_key(&connection) {
+            *state.queued.entry((connection, way)).or_default() += 1;
+        }
+        state.seen.push(Seen {
             connection,
             way,
             kind: packet.kind(),
