@@ -11,8 +11,8 @@ use crate::harness::tap::Tap;
 use crate::harness::unique;
 use crate::harness::wait::USUAL;
 use crate::support::round::{random, report, rounds};
-use crate::support::tally::{Acked, Tally, up_to};
-use crate::support::wait_up;
+use crate::support::tally::{Tally, up_to};
+use crate::support::{finish, wait_up};
 
 const SOCKET_PRODUCERS: usize = 2;
 
@@ -47,11 +47,7 @@ fn killed_at_any_time_nothing_that_either_input_acknowledged_is_lost() {
         }
     }
     wait_up(&agent);
-    let mut acked = Acked::new();
-    for producer in producers {
-        let source = producer.source().to_owned();
-        acked.append(&mut up_to(&source, producer.finish(USUAL * 3)));
-    }
+    let mut acked = finish(producers);
     for (source, count) in sensor.finish(USUAL * 3) {
         acked.append(&mut up_to(&source, count));
     }

@@ -18,7 +18,7 @@ use crate::support::disk::Disk;
 use crate::support::round::{random, report, rounds};
 use crate::support::shim::Shim;
 use crate::support::tally::{Acked, Tally, up_to};
-use crate::support::{Nowhere, generations, wait_new_generation, wait_up};
+use crate::support::{Nowhere, acked_by, finish, generations, wait_new_generation, wait_up};
 
 /// Longest time between what a round waits for and its cut: the work behind a rotation, a deletion or a start takes
 /// some milliseconds, and the cut should fall into it, and before and behind it.
@@ -85,19 +85,14 @@ impl Site {
     }
 
     fn acked(&self) -> u64 {
-        self.producers.iter().map(Producer::acked).sum()
+        acked_by(&self.producers)
     }
 
     /// Starts the agent for the last time and lets the producers end.
     fn settle(&mut self) -> Acked {
         self.begin(true);
         wait_up(&self.agent);
-        let mut acked = Acked::new();
-        for producer in self.producers.drain(..) {
-            let source = producer.source().to_owned();
-            acked.append(&mut up_to(&source, producer.finish(USUAL * 3)));
-        }
-        acked
+        finish(std::mem::take(&mut self.producers))
     }
 
     fn close(mut self, test: &str, rounds: usize, tally: &Tally) {

@@ -14,9 +14,13 @@ pub(crate) mod tally;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::harness::agent::Agent;
-use crate::harness::wait::{USUAL, eventually};
+use crate::harness::flow::Producer;
+use crate::harness::wait::{USUAL, eventually, scaled};
+
+use tally::{Acked, up_to};
 
 /// An address where a broker could be and none answers. The listener keeps others off the port.
 pub(crate) struct Nowhere {
@@ -36,10 +40,13 @@ impl Nowhere {
     }
 }
 
-/// Waits until the agent says that all of it runs; the socket alone is there sooner.
+/// What the agent logs once all of it runs.
+pub(crate) const READY: &str = "ready agent=";
+
+/// Waits until all of the agent runs; its socket alone is there sooner.
 #[track_caller]
 pub(crate) fn wait_up(agent: &Agent) {
-    agent.wait_log("ready agent=", USUAL);
+    agent.wait_log(READY, USUAL);
 }
 
 /// The folders of the generations that are in the buffer now, in order.
@@ -74,4 +81,45 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) {
             std::fs::copy(entry.path(), target).expect("a file can be copied");
         }
     }
+}
+
+/// How many events of `producers` are acknowledged.
+pub(crate) fn acked_by(producers: &[Producer]) -> u64 {
+    producers.iter().map(Producer::acked).sum()
+}
+
+/// Which events of `producers` are acknowledged now.
+pub(crate) fn acked_of(producers: &[Producer]) -> Acked {
+    producers.iter().map(|producer| (producer.source().to_owned(), producer.acked_numbers())).collect()
+}
+
+/// Waits until `producers` have got `count` more acknowledgements.
+#[track_caller]
+pub(crate) fn wait_more(producers: &[Producer], count: u64) {
+    let before = acked_by(producers);
+    eventually("more is acknowledged", USUAL * 2, || (acked_by(producers) >= before + count).then_some(()));
+}
+
+/// Waits until `producers`, which go on sending, have got no acknowledgement for a while; how many they have then.
+#[track_caller]
+pub(crate) fn wait_stalled(producers: &[Producer]) -> u64 {
+    let mut last = (0, Instant::now());
+    eventually("acknowledgements stop", USUAL * 2, || {
+        let now = acked_by(producers);
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        (last.1.elapsed() > scaled(Duration::from_secs(1))).then_some(now)
+    })
+}
+
+/// Lets the producers end, with everything they sent acknowledged.
+#[track_caller]
+pub(crate) fn finish(producers: Vec<Producer>) -> Acked {
+    let mut acked = Acked::new();
+    for producer in producers {
+        let source = producer.source().to_owned();
+        acked.append(&mut up_to(&source, producer.finish(USUAL * 3)));
+    }
+    acked
 }

@@ -95,6 +95,11 @@ impl Producer {
         self.shared.acked.lock().unwrap().len() as u64
     }
 
+    /// The numbers of the acknowledged events.
+    pub(crate) fn acked_numbers(&self) -> BTreeSet<u64> {
+        self.shared.acked.lock().unwrap().clone()
+    }
+
     /// The refusals so far.
     pub(crate) fn refused(&self) -> Vec<Refusal> {
         self.shared.refused.lock().unwrap().clone()
