@@ -12,55 +12,68 @@ use crate::support::round::{random, report, rounds};
 use crate::support::tally::{Acked, Tally};
 use crate::support::{Nowhere, copy_tree, finish, wait_up};
 
-/// One life of the agent, with Kafka or without: takes events and stops in order.
-fn live(agent: &mut Agent, brokers: &str, topic: &str, count: u64) -> Acked {
-    agent.reconfigure(|config| {
-        config.kafka(brokers, topic).set("agent.stop_grace", "5s");
-    });
-    agent.begin();
-    wait_up(agent);
-    let pace = Pace { count, ..Pace::default() };
-    let acked = finish(vec![Producer::start(&agent.socket(), &unique("life"), pace)]);
-    if brokers == Shared::get().kafka {
-        assert_eq!(agent.stop().code(), Some(0));
-    } else {
-        // An orderly stop would wait for Kafka.
-        agent.kill9();
+/// An agent with its topic.
+struct Lives {
+    agent: Agent,
+    topic: String,
+    tally: Tally,
+    nowhere: Nowhere,
+    acked: Acked,
+}
+
+impl Lives {
+    fn new() -> Self {
+        let kafka = &Shared::get().kafka;
+        let topic = create_topic(kafka, 1);
+        let tally = Tally::start(kafka, &topic);
+        Self { agent: Agent::prepare(|_| {}), topic, tally, nowhere: Nowhere::new(), acked: Acked::new() }
     }
-    acked
+
+    /// One life: takes `count` events, and delivers everything if there is Kafka.
+    #[track_caller]
+    fn live(&mut self, has_kafka: bool, count: u64) {
+        let kafka = if has_kafka { &Shared::get().kafka } else { self.nowhere.address() };
+        self.agent.reconfigure(|config| {
+            config.kafka(kafka, &self.topic);
+        });
+        self.agent.begin();
+        wait_up(&self.agent);
+        let pace = Pace { count, ..Pace::default() };
+        self.acked.append(&mut finish(vec![Producer::start(&self.agent.socket(), &unique("life"), pace)]));
+        if has_kafka {
+            let verdict = self.tally.verdict(&self.acked);
+            assert!(verdict.lost.is_empty(), "{} events are not delivered", verdict.lost.len());
+            assert_eq!(self.agent.stop().code(), Some(0));
+        } else {
+            self.agent.kill9();
+        }
+    }
 }
 
 /// `part` of the data folder (`""` for all of it) goes back to a copy, or away.
 fn restored(test: &str, part: &str, is_wiped: bool) {
     let (mut random, rounds) = (random(test), rounds(3));
-    let kafka = &Shared::get().kafka;
-    let nowhere = Nowhere::new();
-    let topic = create_topic(kafka, 1);
-    let tally = Tally::start(kafka, &topic);
-    let mut agent = Agent::prepare(|_| {});
-    let place: PathBuf = agent.data_dir().join(part);
-    let copy = agent.home().join("copy");
-    let mut acked = Acked::new();
+    let mut lives = Lives::new();
+    let place: PathBuf = lives.agent.data_dir().join(part);
+    let copy = lives.agent.home().join("copy");
     for _ in 0..rounds {
         let mut many = || random.u64(100..600);
         let (delivered, kept, gone, after) = (many(), many(), many(), many());
-        acked.append(&mut live(&mut agent, kafka, &topic, delivered));
-        acked.append(&mut live(&mut agent, nowhere.address(), &topic, kept));
+        lives.live(true, delivered);
+        lives.live(false, kept);
         copy_tree(&place, &copy);
         // All of it is delivered, so the copy holds nothing that Kafka lacks.
-        acked.append(&mut live(&mut agent, kafka, &topic, gone));
-        let verdict = tally.verdict(&acked);
-        assert!(verdict.lost.is_empty(), "{} events are not delivered", verdict.lost.len());
+        lives.live(true, gone);
         std::fs::remove_dir_all(&place).unwrap();
         if !is_wiped {
             copy_tree(&copy, &place);
         }
         std::fs::remove_dir_all(&copy).unwrap();
         // Twice: the first start may find out about it, the second has to know.
-        acked.append(&mut live(&mut agent, kafka, &topic, after));
-        acked.append(&mut live(&mut agent, kafka, &topic, after));
+        lives.live(true, after);
+        lives.live(true, after);
     }
-    let verdict = tally.verdict(&acked);
+    let verdict = lives.tally.verdict(&lives.acked);
     report(test, rounds, &verdict, "");
     verdict.assert_sound();
 }

@@ -1,6 +1,8 @@
 /*
- * A disk that fails on demand: preloaded into the agent, it makes calls on files below one directory fail while a
- * control file exists. For machines whose kernel has no device that can do it (dm-flakey).
+ * Preloaded into the agent: a disk that fails on demand, and a wall clock that jumps.
+ *
+ * The disk makes calls on files below one directory fail while a control file exists. For machines whose kernel has no
+ * device that can do it (dm-flakey).
  *
  * FAULT_DIR      the directory, an absolute path without links
  * FAULT_CONTROL  the control file: "CLASS ERRNO", as "sync EIO"; missing or empty: everything works
@@ -14,6 +16,13 @@
  *
  * Each refused call adds a line with its name to FAULT_CONTROL.hits. Only raw system calls are used for that, so that
  * the shim never meets itself.
+ *
+ * The clock:
+ *
+ * FAULT_CLOCK    a file with the seconds by which the wall clock is ahead (below 0: behind); it is read at each look
+ *
+ * Waits until a time on the wall clock behave as the kernel's do when it is set: set back, they last longer. (This is
+ * why it is not libfaketime, which leaves the C11 waits of librdkafka to the real clock.)
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -27,7 +36,10 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
+#include <sys/time.h>
 #include <sys/uio.h>
+#include <threads.h>
+#include <time.h>
 #include <unistd.h>
 
 enum class { NOTHING, SYNC, WRITE, SPACE, ALL, LIE };
@@ -201,3 +213,69 @@ OPENS(open)
 OPENS(open64)
 OPENS_AT(openat)
 OPENS_AT(openat64)
+
+static long long ahead(void) {
+  const char *clock = getenv("FAULT_CLOCK");
+  char text[32];
+  if (!clock) return 0;
+  int saved = errno;
+  long fd = syscall(SYS_openat, AT_FDCWD, clock, O_RDONLY | O_CLOEXEC);
+  long count = fd < 0 ? -1 : syscall(SYS_read, fd, text, sizeof text - 1);
+  if (fd >= 0) syscall(SYS_close, fd);
+  errno = saved;
+  if (count <= 0) return 0;
+  text[count] = 0;
+  return atoll(text);
+}
+
+static struct timespec wall(void) {
+  struct timespec now;
+  syscall(SYS_clock_gettime, CLOCK_REALTIME, &now);
+  return now;
+}
+
+int clock_gettime(clockid_t id, struct timespec *now) {
+  REAL(clock_gettime);
+  int result = real(id, now);
+  if (!result && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE || id == CLOCK_TAI)) now->tv_sec += ahead();
+  return result;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+  (void)zone;
+  struct timespec found = wall();
+  now->tv_sec = found.tv_sec + ahead();
+  now->tv_usec = found.tv_nsec / 1000;
+  return 0;
+}
+
+time_t time(time_t *into) {
+  time_t now = wall().tv_sec + ahead();
+  if (into) *into = now;
+  return now;
+}
+
+int timespec_get(struct timespec *now, int base) {
+  if (base != TIME_UTC) return 0;
+  *now = wall();
+  now->tv_sec += ahead();
+  return base;
+}
+
+/* In slices, so that a jump is noticed. The mutex is held between two slices: no signal is missed. */
+int cnd_timedwait(cnd_t *restrict condition, mtx_t *restrict mutex, const struct timespec *restrict until) {
+  static const long long SLICE_NS = 20 * 1000 * 1000;
+  REAL(cnd_timedwait);
+  for (;;) {
+    struct timespec end = wall();
+    long long left = (until->tv_sec - end.tv_sec - ahead()) * 1000000000LL + until->tv_nsec - end.tv_nsec;
+    if (left <= 0) return thrd_timedout;
+    end.tv_nsec += left < SLICE_NS ? left : SLICE_NS;
+    if (end.tv_nsec >= 1000000000) {
+      end.tv_nsec -= 1000000000;
+      end.tv_sec += 1;
+    }
+    int result = real(condition, mutex, &end);
+    if (result != thrd_timedout) return result;
+  }
+}

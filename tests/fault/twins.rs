@@ -79,7 +79,9 @@ fn of_two_agents_that_start_at_once_one_gets_the_directory() {
         assert!(loser.log_contains("in use by process"), "{:?}", loser.log());
         assert_eq!(winner.stop().code(), Some(0));
     }
+    one.begin();
     let verdict = tally.verdict(&acked);
     report(test, rounds, &verdict, "");
     verdict.assert_sound_and_in_order();
+    assert_eq!(one.stop().code(), Some(0));
 }

@@ -1,4 +1,4 @@
-//! Calls that fail on demand: `shim.c`, compiled when it is first needed and preloaded into an agent.
+//! Calls that fail on demand and a clock that jumps: `shim.c`, compiled when it is first needed and preloaded into an agent.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -54,6 +54,35 @@ impl Shim {
 
     fn control(&self) -> PathBuf {
         self.home.path().join("control")
+    }
+}
+
+/// One agent's wall clock. It is right until [`Clock::set`].
+pub(crate) struct Clock {
+    home: TempDir,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        let home = tempfile::Builder::new().prefix("fieldpost-clock-").tempdir().expect("a temporary folder");
+        Self { home }
+    }
+
+    /// Puts it into the agent's environment.
+    pub(crate) fn install(&self, config: &mut Config) {
+        config.environment("LD_PRELOAD", text(library()));
+        config.environment("FAULT_CLOCK", text(&self.file()));
+    }
+
+    /// The clock jumps; `ahead` is in seconds from the right time, wherever it was before.
+    pub(crate) fn set(&self, ahead: i64) {
+        let fresh = self.home.path().join("fresh");
+        std::fs::write(&fresh, ahead.to_string()).expect("the temporary folder is writable");
+        std::fs::rename(fresh, self.file()).expect("within one folder");
+    }
+
+    fn file(&self) -> PathBuf {
+        self.home.path().join("clock")
     }
 }
 
