@@ -7,17 +7,16 @@ use crate::event::{Event, EventId, Payload, Stamp};
 const BOOT: [u8; 16] = [1; 16];
 
 fn options(dir: &Path) -> Options {
-    Options {
-        dir: dir.to_owned(),
-        bytes_max: 64 * 1024 * 1024,
-        when_full: WhenFull::Block,
-        commit_interval: Duration::ZERO,
-        queue_bytes_max: 4 * 1024 * 1024,
-    }
+    Options { bytes_max: 64 * 1024 * 1024, ..Options::new(dir) }
 }
 
 fn batch(from: u64, count: u64, payload: &str) -> Batch {
+    batch_on(WhenFull::Block, from, count, payload)
+}
+
+fn batch_on(when_full: WhenFull, from: u64, count: u64, payload: &str) -> Batch {
     let mut batch = Batch::new();
+    batch.set_terms(Terms { when_full, priority: 0 });
     for n in from..from + count {
         let id = n.to_string();
         let received = Stamp { wall_us: 1, boot_us: 2, clock_trusted: true };
@@ -52,7 +51,7 @@ async fn read_ids(buffer: &Buffer, mut after: Seq) -> Vec<u64> {
 #[tokio::test]
 async fn what_was_appended_is_there_after_a_restart_in_order() {
     let dir = tempfile::tempdir().unwrap();
-    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT).unwrap();
+    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
     let large = format!("\"{}\"", "x".repeat(100_000));
     let mut next = 1;
     for count in [1, 100, 1, 1000] {
@@ -66,7 +65,7 @@ async fn what_was_appended_is_there_after_a_restart_in_order() {
     buffer.close().await;
     thread.ended().await.unwrap();
 
-    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT).unwrap();
+    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
     assert_eq!(buffer.figures().cursor, Seq(50));
     assert_eq!(buffer.log().epoch, 2);
     assert_eq!(read_ids(&buffer, Seq(50)).await, (51..next).collect::<Vec<_>>());
@@ -79,7 +78,7 @@ async fn what_was_appended_is_there_after_a_restart_in_order() {
 #[tokio::test]
 async fn space_comes_back_behind_the_cursor() {
     let dir = tempfile::tempdir().unwrap();
-    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT).unwrap();
+    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
     let mut rng = fastrand::Rng::with_seed(3);
     let noise: String = (0..1000).map(|_| rng.alphanumeric()).collect();
     let mut next = 1;
@@ -105,7 +104,7 @@ async fn space_comes_back_behind_the_cursor() {
 
 /// A buffer on a scripted shelf.
 struct Bench {
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     shelf: MemoryShelf,
     options: Options,
 }
@@ -114,19 +113,20 @@ impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = options(dir.path());
-        Self { dir, shelf: MemoryShelf::new(Cut::Any, 9), options }
+        Self { _dir: dir, shelf: MemoryShelf::new(Cut::Any, 9), options }
     }
 
     /// Room for a few megabytes.
-    fn small(when_full: WhenFull) -> Self {
+    fn small() -> Self {
         let mut bench = Self::new();
-        (bench.options.when_full, bench.options.bytes_max) = (when_full, 6 * 1024 * 1024);
+        bench.options.bytes_max = 6 * 1024 * 1024;
         bench
     }
 
     fn open(&self) -> (Buffer, WriterThread) {
-        let lock = identity::Lock::take(self.dir.path()).unwrap();
-        Buffer::open_on(self.shelf.clone(), &self.options, BOOT, lock).unwrap()
+        std::fs::create_dir_all(&self.options.dir).unwrap();
+        let lock = identity::Lock::take(&self.options.dir).unwrap();
+        Buffer::open_on(self.shelf.clone(), &self.options, BOOT, Arc::default(), lock).unwrap()
     }
 }
 
@@ -166,11 +166,11 @@ async fn started(
 
 #[tokio::test]
 async fn reject_refuses_at_once_and_gives_the_batch_back() {
-    let bench = Bench::small(WhenFull::Reject);
+    let bench = Bench::small();
     let (buffer, thread) = bench.open();
     let count = fill(&buffer).await;
     assert!(count > 5 && buffer.is_full());
-    let large = batch(count + 1, 1, &noise(0, 100_000));
+    let large = batch_on(WhenFull::Reject, count + 1, 1, &noise(0, 100_000));
     let refused = buffer.append(large.clone(), Wait::Forever).await.unwrap_err();
     assert_eq!((refused.reason, refused.batch), (AppendError::Full, Some(large.clone())));
     buffer.commit_durable(Seq(count)).await.unwrap();
@@ -182,7 +182,7 @@ async fn reject_refuses_at_once_and_gives_the_batch_back() {
 
 #[tokio::test]
 async fn block_waits_for_room_up_to_the_deadline() {
-    let bench = Bench::small(WhenFull::Block);
+    let bench = Bench::small();
     let (buffer, thread) = bench.open();
     let count = fill(&buffer).await;
     let large = batch(count + 1, 1, &noise(0, 100_000));
@@ -196,7 +196,7 @@ async fn block_waits_for_room_up_to_the_deadline() {
 
 #[tokio::test]
 async fn block_goes_on_in_order_when_a_commit_makes_room() {
-    let bench = Bench::small(WhenFull::Block);
+    let bench = Bench::small();
     let (buffer, thread) = bench.open();
     let count = fill(&buffer).await;
     let first = started(&buffer, batch(count + 1, 1, &noise(0, 100_000)), Wait::Forever).await;
@@ -356,14 +356,14 @@ async fn a_commit_that_was_not_waited_for_is_durable_after_close() {
 #[tokio::test]
 async fn a_second_owner_is_told_who_the_first_is() {
     let dir = tempfile::tempdir().unwrap();
-    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT).unwrap();
-    match Buffer::open(&options(dir.path()), BOOT) {
+    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
+    match Buffer::open(&options(dir.path()), BOOT, Arc::default()) {
         Err(OpenError::Locked { owner, .. }) => assert_eq!(owner, Some(std::process::id())),
         other => panic!("{other:?}"),
     }
     buffer.close().await;
     thread.ended().await.unwrap();
-    Buffer::open(&options(dir.path()), BOOT).unwrap();
+    Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
 }
 
 #[tokio::test]
