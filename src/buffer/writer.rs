@@ -358,7 +358,10 @@ impl<H: Shelf> Writer<H> {
     fn make_room(&mut self, batch: &Batch) -> Result<bool, StoreError> {
         while !self.generations.has_room(batch.bytes())? {
             let priority = batch.priority();
-            if !self.generations.evict(priority)? && !self.generations.seal_evictable(priority)? {
+            let is_freed = self.generations.compact()?
+                || self.generations.evict(priority)?
+                || self.generations.seal_evictable(priority)?;
+            if !is_freed {
                 return Ok(false);
             }
         }

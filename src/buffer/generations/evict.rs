@@ -11,6 +11,10 @@ use crate::event::Seq;
 /// A generation is written again when at least this part of it can go: below it, much would be written to win little.
 const SHARE_MIN: u64 = 8;
 
+/// A file is compacted for room when this part of its content, and some bytes, would come back.
+const BLOAT_SHARE: u64 = 4;
+const BLOAT_BYTES_MIN: u64 = 128 * 1024;
+
 impl<H: Shelf> Generations<H> {
     /// Gives up the oldest evictable events of the lowest priority there is, up to `priority`, out of one generation.
     /// What the drain has read may be on its way and stays. Whether anything was given up.
@@ -49,6 +53,26 @@ impl<H: Shelf> Generations<H> {
             return Ok(false);
         }
         self.add_generation()?;
+        Ok(true)
+    }
+
+    /// Writes the oldest sealed generation again whose file is much larger than what is in it: the store leaves space
+    /// between its blocks, which matters only when there is no room. Whether there was one.
+    ///
+    /// # Errors
+    /// As [`Self::evict`].
+    pub(in crate::buffer) fn compact(&mut self) -> Result<bool, StoreError> {
+        if self.unsynced_bytes > 0 {
+            return Ok(false);
+        }
+        let is_bloated = |sealed: &Sealed| {
+            let live: u64 = sealed.note.iter().flat_map(|note| &note.ranks).map(|(_, bytes)| bytes).sum();
+            let is_known = sealed.note.is_some() && !sealed.listed.is_aside;
+            is_known && sealed.disk_bytes > live + live / BLOAT_SHARE + BLOAT_BYTES_MIN
+        };
+        let Some(number) = self.row.iter().position(is_bloated) else { return Ok(false) };
+        self.rewrite(number, number + 1, None, |_| false)?;
+        // One that turned out to be damaged is set aside, and not looked at again.
         Ok(true)
     }
 
