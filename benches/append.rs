@@ -20,9 +20,10 @@ mod report;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fieldpost::buffer::{Batch, Buffer, Options, Wait, WhenFull};
+use fieldpost::buffer::{Batch, Buffer, Options, Wait};
 use fieldpost::event::{Event, EventId, Payload, Stamp};
 use report::{Arguments, Row, Target, median, print};
 
@@ -40,7 +41,7 @@ fn main() {
     for round in 0..arguments.rounds {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut raw = RawLog::create(&dir.path().join("raw.log"));
-        let (buffer, writer) = Buffer::open(&options(&dir.path().join("buffer")), [0; 16]).unwrap();
+        let (buffer, writer) = Buffer::open(&options(dir.path()), [0; 16], Arc::default()).unwrap();
         let raw_rate = rate(groups, |group| raw.append(&batch(group, GROUP)));
         let rate_one = rate(groups, |group| runtime.block_on(append(&buffer, batch(group, GROUP))));
         let rate_two = rate_ahead(&runtime, &buffer, groups);
@@ -73,13 +74,7 @@ fn main() {
 }
 
 fn options(dir: &Path) -> Options {
-    Options {
-        dir: dir.to_owned(),
-        bytes_max: 4 << 30,
-        when_full: WhenFull::Block,
-        commit_interval: Duration::ZERO,
-        queue_bytes_max: 4 << 20,
-    }
+    Options { bytes_max: 4 << 30, ..Options::new(dir) }
 }
 
 struct RawLog(File);

@@ -136,7 +136,7 @@ impl Agent {
         let kafka = config.kafka()?.clone();
         let stats = Arc::new(Stats::default());
         let listener = config.unix.as_ref().map(unix::bind).transpose()?;
-        let (buffer, writer) = Buffer::open(&config.buffer, system::boot_id())?;
+        let (buffer, writer) = Buffer::open(&config.buffer, system::boot_id(), Arc::default())?;
         let figures = buffer.figures();
         tracing::info!(
             dir = %config.buffer.dir.display(),
@@ -184,6 +184,7 @@ impl Agent {
         let admission = Admission::new(
             buffer.clone(),
             config.limits.event_bytes_max,
+            config.terms,
             Arc::new(Clock::default()),
             Arc::clone(&stats),
             early,
@@ -299,7 +300,7 @@ fn spawn_drain(
     pings: Option<Pings>,
 ) {
     let Some(kafka) = &config.kafka else { return };
-    let formatter = Formatter::new(&kafka.topic, kafka.timestamp, &config.agent.id, buffer.log().id);
+    let formatter = Formatter::new(&kafka.topic, kafka.timestamp, buffer.logs());
     let stage = Drain::new(buffer.clone(), producer, config.drain, formatter, Arc::clone(stats), pings);
     let stop = drain.stop.clone();
     drain.stages.spawn(async move { ("drain", stage.run(stop).await.map_err(|e| e.to_string())) });
@@ -356,7 +357,7 @@ fn status_line(stats: &Stats, buffer: &Buffer) -> String {
         0 => 0,
         taken_us => Clock::default().now().boot_us.saturating_sub(taken_us) / 1_000_000,
     };
-    let lost = stats.kafka_lost.get() + figures.damaged;
+    let lost = stats.kafka_lost.get() + figures.lost;
     let refused = stats.refused.get() + stats.invalid.get() + stats.too_large.get();
     let mut line = format!(
         "in {} (mqtt {}, unix {}), refused {refused}, buffered {waiting} events in {} KiB, oldest {oldest_s} s, out {}, lost {lost}",
@@ -368,6 +369,9 @@ fn status_line(stats: &Stats, buffer: &Buffer) -> String {
     );
     if buffer.is_full() {
         line += ", FULL";
+    }
+    if !figures.is_writable {
+        line += ", NOT WRITABLE";
     }
     if stats.redis.get() != LinkState::Off {
         line += &format!(", pings {} (dropped {})", stats.pings_out.get(), stats.pings_dropped.get());

@@ -23,6 +23,9 @@ pub const NAME_BYTES_MAX: usize = 256;
 pub struct Seq(pub u64);
 
 impl Seq {
+    /// Bound of positions: at a million events a second it is reached after 290,000 years.
+    pub const MAX: Self = Self(u64::MAX >> 1);
+
     /// The position behind this one.
     pub fn next(self) -> Self {
         self.plus(1)

@@ -4,10 +4,9 @@
 use std::convert::Infallible;
 
 use serde_json::value::RawValue;
-use uuid::Uuid;
 
-use crate::buffer::Batch;
 use crate::buffer::block::{Assembly, Block, Encoder, HEADER_BYTES, Origin, RUN_BYTES_MAX};
+use crate::buffer::{Batch, Rank};
 use crate::event::{Event, Payload, Seq, Stamp};
 use crate::ingest::form;
 use crate::ingest::topic::TopicTemplate;
@@ -146,7 +145,7 @@ fn stored_and_sent(event: &Event<'_>) {
     let mut batch = Batch::new();
     batch.push(event, usize::MAX).expect("it has no limit");
     assert_eq!(batch.events().collect::<Vec<_>>(), [*event]);
-    let mut formatter = Formatter::new("t", kafka::Timestamp::Event, "agent", Uuid::nil());
+    let mut formatter = Formatter::new("t", kafka::Timestamp::Event, &[]);
     formatter.format(Seq(9), ORIGIN, event, |record| {
         assert_eq!(record.key, event.source_id.as_bytes());
         // A payload that a later or damaged agent has stored need not be JSON; everything else is.
@@ -191,7 +190,7 @@ pub fn block(bytes: &[u8]) {
         values.push(value.to_vec());
         Ok::<(), Infallible>(())
     };
-    let Ok(()) = Encoder::new(ORIGIN).encode(Seq(5), 1, &run, put);
+    let Ok(()) = Encoder::new(ORIGIN).encode(Seq(5), 0, Rank::default(), 1, &run, put);
     let (mut assembly, mut read) = (Assembly::default(), Vec::new());
     for value in &values {
         let block = Block::parse(value).expect("the encoder's own");

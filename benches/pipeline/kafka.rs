@@ -138,7 +138,7 @@ struct OwnedRecord {
 
 /// What the agent makes of [`socket::payload`].
 fn records(topic: &str) -> Vec<OwnedRecord> {
-    let mut formatter = Formatter::new(topic, Timestamp::Send, "bench", uuid::Uuid::new_v4());
+    let mut formatter = Formatter::new(topic, Timestamp::Send, &[]);
     (0..SOURCES)
         .map(|n| {
             let event = Event {

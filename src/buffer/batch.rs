@@ -1,6 +1,35 @@
 //! A run of encoded events on its way into the buffer.
 
+use super::block::Rank;
 use crate::event::Event;
+
+/// What to do with events that find no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WhenFull {
+    /// They wait for room, as long as their producer allows.
+    #[default]
+    Block,
+    /// They are refused at once.
+    Reject,
+    /// The oldest events that came under this policy go for them, those of lower priority first.
+    DropOldest,
+}
+
+/// What was agreed about events when they came: how they behave when there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Terms {
+    /// The policy.
+    pub when_full: WhenFull,
+    /// 0 to [`Rank::PRIORITY_MAX`]: among events that may be evicted, the lowest go first.
+    pub priority: u8,
+}
+
+impl Terms {
+    /// What is stored of them.
+    pub fn rank(self) -> Rank {
+        Rank { priority: self.priority, evictable: self.when_full == WhenFull::DropOldest }
+    }
+}
 
 /// Events in the order they are to be stored, already encoded: one allocation for many events.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -8,6 +37,14 @@ pub struct Batch {
     bytes: Vec<u8>,
     /// End of each event in `bytes`.
     ends: Vec<usize>,
+    /// Of the next events.
+    terms: Terms,
+    /// Where the rank changes: number of events up to there, and their rank.
+    ranks: Vec<(usize, Rank)>,
+    /// Whether an event in it waits for room.
+    is_patient: bool,
+    /// The highest priority in it.
+    priority: u8,
 }
 
 impl Batch {
@@ -31,7 +68,29 @@ impl Batch {
             return Err(size);
         }
         self.ends.push(self.bytes.len());
+        let (count, rank) = (self.ends.len(), self.terms.rank());
+        match self.ranks.last_mut().filter(|(_, last)| *last == rank) {
+            Some((end, _)) => *end = count,
+            None => self.ranks.push((count, rank)),
+        }
+        self.is_patient |= self.terms.when_full == WhenFull::Block;
+        self.priority = self.priority.max(self.terms.priority);
         Ok(size)
+    }
+
+    /// The terms of the events that are pushed from now on.
+    pub fn set_terms(&mut self, terms: Terms) {
+        self.terms = terms;
+    }
+
+    /// Whether it waits for room: one event of it does, and they are taken together.
+    pub fn is_patient(&self) -> bool {
+        self.is_patient
+    }
+
+    /// The highest priority of an event in it: what may be evicted for it.
+    pub fn priority(&self) -> u8 {
+        self.priority
     }
 
     /// Number of events.
@@ -55,14 +114,15 @@ impl Batch {
         starts.zip(&self.ends).filter_map(|(start, &end)| self.bytes.get(start..end))
     }
 
-    /// The encoded events from the `at`th on that together stay within `bytes_max` and `count_max`, at least one;
-    /// `None` behind the last.
-    pub(super) fn run(&self, at: usize, bytes_max: usize, count_max: u16) -> Option<(&[u8], u16)> {
+    /// The encoded events from the `at`th on that have one rank and together stay within `bytes_max` and `count_max`,
+    /// at least one; `None` behind the last.
+    pub(super) fn run(&self, at: usize, bytes_max: usize, count_max: u16) -> Option<(&[u8], u16, Rank)> {
+        let &(same_until, rank) = self.ranks.iter().find(|(end, _)| *end > at)?;
         let start = at.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
-        let ends = self.ends.get(at..)?.iter().copied().zip(1..=count_max);
+        let ends = self.ends.get(at..same_until)?.iter().copied().zip(1..=count_max);
         let mut fitting = ends.take_while(|&(end, count)| count == 1 || end - start <= bytes_max);
         let (end, count) = fitting.by_ref().last()?;
-        Some((self.bytes.get(start..end)?, count))
+        Some((self.bytes.get(start..end)?, count, rank))
     }
 
     /// The events one by one, decoded without copying.
@@ -74,6 +134,8 @@ impl Batch {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.ends.clear();
+        self.ranks.clear();
+        (self.is_patient, self.priority) = (false, 0);
     }
 }
 
@@ -105,6 +167,26 @@ mod tests {
         assert_eq!(batch.encoded().map(<[u8]>::len).sum::<usize>(), batch.bytes());
         batch.clear();
         assert!(batch.is_empty() && batch.bytes() == 0);
+    }
+
+    #[test]
+    fn a_run_ends_where_the_rank_changes() {
+        let mut batch = Batch::new();
+        let alarm = Terms { when_full: WhenFull::Block, priority: 7 };
+        let telemetry = Terms { when_full: WhenFull::DropOldest, priority: 1 };
+        for terms in [telemetry, telemetry, alarm, telemetry] {
+            batch.set_terms(terms);
+            batch.push(&event("1"), 1000).unwrap();
+        }
+        let (mut at, mut runs) = (0, Vec::new());
+        while let Some((_, count, rank)) = batch.run(at, 1000, 10) {
+            at += usize::from(count);
+            runs.push((count, rank));
+        }
+        assert_eq!(runs, [(2, telemetry.rank()), (1, alarm.rank()), (1, telemetry.rank())]);
+        assert!(batch.is_patient() && batch.priority() == 7);
+        batch.clear();
+        assert!(!batch.is_patient() && batch.priority() == 0);
     }
 
     #[test]

@@ -5,24 +5,28 @@
 //! chunks, each a block of its own with the same sequence number, so that no value ever reaches the size at which
 //! sled would move it into a blob file that is never synced (more than `segment_size / 4 / 17` bytes).
 //!
-//! Header, integers little-endian. Every field is inside the checksum but the two before it, so a raw scan of a
-//! damaged file can find a block by its magic and know that it is whole:
+//! Header, integers little-endian. The first three fields mean the same in every version, so that a later version's
+//! block is known for what it is; everything behind the checksum is inside it, so a raw scan of a file can find a
+//! block by its magic and know that it is whole:
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 3 | magic `fpB` |
 //! | 3 | 1 | format version, [`FORMAT`] |
-//! | 4 | 4 | CRC-32 (IEEE) of everything behind it |
-//! | 8 | 8 | sequence number of the first event |
-//! | 16 | 4 | epoch in which the events were stamped |
-//! | 20 | 2 | number of events |
-//! | 22 | 2 | index of this chunk, 0 unless the event is chunked |
-//! | 24 | 2 | number of chunks, 1 unless the event is chunked |
-//! | 26 | 2 | flags: 1 = the whole run is lz4-compressed |
-//! | 28 | 4 | length of the whole run before compression |
-//! | 32 | 4 | length of this body |
-//! | 36 | 16 | boot id under which the events were stamped |
+//! | 4 | 4 | CRC-32 (IEEE) of the version and everything behind this field |
+//! | 8 | 4 | length of everything behind this field |
+//! | 12 | 8 | sequence number of the first event; of a cursor: the cursor |
+//! | 20 | 4 | epoch in which the events were stamped |
+//! | 24 | 4 | number of events before it that were not synced when it was written |
+//! | 28 | 2 | number of events; 1 for a gap or a cursor |
+//! | 30 | 2 | index of this chunk, 0 unless the event is chunked |
+//! | 32 | 2 | number of chunks, 1 unless the event is chunked |
+//! | 34 | 1 | kind: 0 events, 1 lz4-compressed events, 2 gap, 3 cursor |
+//! | 35 | 1 | [`Rank`]: bit 7 may be evicted, the others priority |
+//! | 36 | 4 | length of the whole run before compression; of a gap: number of positions |
+//! | 40 | 16 | boot id under which the events were stamped |
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::event::Seq;
@@ -30,18 +34,32 @@ use crate::event::Seq;
 /// Version of header and event encoding; an unknown one is not read and not touched.
 pub const FORMAT: u8 = 1;
 
-/// Most bytes of events in one block before compression. With the header and lz4's worst case a value has at most
-/// 7,097 bytes, below the 7,710 that a 512 KiB segment allows (see the module doc).
+/// Most bytes of events in one block before compression. With the header a value has at most 7,056 bytes, below the
+/// 7,710 that a 512 KiB segment allows (see the module doc).
 pub const RUN_BYTES_MAX: usize = 7_000;
 
 /// Length of the header in bytes.
-pub const HEADER_BYTES: usize = 52;
+pub const HEADER_BYTES: usize = 56;
+
+/// Largest block in bytes; a raw scan takes a longer one for chance.
+pub const BLOCK_BYTES_MAX: usize = HEADER_BYTES + RUN_BYTES_MAX;
+
+/// Bytes before the field behind which the length counts.
+const PRELUDE_BYTES: usize = 12;
 
 /// Largest event that can be chunked; far above the largest allowed `limits.max_event_bytes`.
 pub const EVENT_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-const MAGIC: [u8; 3] = *b"fpB";
-const FLAG_LZ4: u16 = 1;
+/// How a block begins.
+pub const MAGIC: [u8; 3] = *b"fpB";
+
+const KIND_PLAIN: u8 = 0;
+const KIND_LZ4: u8 = 1;
+const KIND_GAP: u8 = 2;
+const KIND_CURSOR: u8 = 3;
+
+/// Bytes from which on the checksum counts.
+const CHECKED_FROM: usize = 8;
 
 /// Why a value is not a block that can be served. Class: reject; the caller counts the range as damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -50,9 +68,9 @@ pub enum BlockError {
     /// Shorter than its header says, or without the magic.
     #[error("not a block")]
     NotABlock,
-    /// Written by a later version.
+    /// Whole, and written by a later version.
     #[error("block format {0} is newer than this agent's {FORMAT}")]
-    Format(u8),
+    Newer(u8),
     /// The checksum does not match.
     #[error("checksum mismatch")]
     Checksum,
@@ -70,27 +88,66 @@ pub struct Origin {
     pub boot: [u8; 16],
 }
 
+/// What a block is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Events.
+    Events,
+    /// Positions that were given up on purpose, and counted when that happened: nothing is missing.
+    Gap,
+    /// The drain's cursor.
+    Cursor,
+}
+
+/// Who has to go first when there is no room: stored with the events, decided at admission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Rank {
+    /// 0 to [`Rank::PRIORITY_MAX`]; the lowest is evicted first.
+    pub priority: u8,
+    /// Whether they were accepted on the condition that they may be evicted (`when_full = "drop_oldest"`).
+    pub evictable: bool,
+}
+
+impl Rank {
+    /// The highest priority.
+    pub const PRIORITY_MAX: u8 = 9;
+
+    fn to_byte(self) -> u8 {
+        self.priority.min(Self::PRIORITY_MAX) | if self.evictable { 0x80 } else { 0 }
+    }
+
+    fn from_byte(byte: u8) -> Self {
+        Self { priority: byte & 0x7f, evictable: byte & 0x80 != 0 }
+    }
+}
+
 /// A block's header and body, checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Block<'a> {
+    /// What it is.
+    pub kind: Kind,
     /// Position of the first event.
     pub first: Seq,
     /// When and where its events were stamped.
     pub origin: Origin,
-    /// Number of events.
+    /// Events before it that were not synced when it was written: everything else before it was.
+    pub unsynced: u32,
+    /// Number of events; 1 for a gap or a cursor.
     pub count: u16,
     /// Which part of a chunked event this is, counted from 0.
     pub chunk: u16,
     /// Number of parts.
     pub chunks: u16,
-    /// Length of the whole run before compression.
+    /// Who goes first when there is no room.
+    pub rank: Rank,
+    /// Length of the whole run before compression; of a gap: number of positions.
     pub run_bytes: u32,
     is_lz4: bool,
     body: &'a [u8],
 }
 
 impl<'a> Block<'a> {
-    /// Reads a value.
+    /// Reads a value; what stands behind the block does not matter.
     ///
     /// # Errors
     /// [`BlockError`]; never panics, whatever the bytes.
@@ -100,40 +157,63 @@ impl<'a> Block<'a> {
             return Err(BlockError::NotABlock);
         }
         let [format] = fields.take()?;
-        if format != FORMAT {
-            return Err(BlockError::Format(format));
-        }
         let crc = u32::from_le_bytes(fields.take()?);
-        let checked = fields.0;
+        let rest_bytes = u32::from_le_bytes(fields.take()?) as usize;
+        let checked = value.get(CHECKED_FROM..PRELUDE_BYTES.saturating_add(rest_bytes));
+        if checksum(format, checked.ok_or(BlockError::NotABlock)?) != crc {
+            return Err(BlockError::Checksum);
+        }
+        if format != FORMAT {
+            return Err(BlockError::Newer(format));
+        }
+        fields.0 = fields.0.get(..rest_bytes).ok_or(BlockError::NotABlock)?;
         let first = Seq(u64::from_le_bytes(fields.take()?));
         let epoch = u32::from_le_bytes(fields.take()?);
+        let unsynced = u32::from_le_bytes(fields.take()?);
         let count = u16::from_le_bytes(fields.take()?);
         let chunk = u16::from_le_bytes(fields.take()?);
         let chunks = u16::from_le_bytes(fields.take()?);
-        let flags = u16::from_le_bytes(fields.take()?);
+        let [kind, rank] = fields.take()?;
         let run_bytes = u32::from_le_bytes(fields.take()?);
-        let body_bytes = u32::from_le_bytes(fields.take()?) as usize;
         let boot = fields.take()?;
-        let body = fields.0.get(..body_bytes).ok_or(BlockError::NotABlock)?;
-        let checked = checked.get(..HEADER_BYTES - 8 + body_bytes).ok_or(BlockError::NotABlock)?;
-        if crc32fast::hash(checked) != crc {
-            return Err(BlockError::Checksum);
-        }
-        let sane = count > 0
-            && chunk < chunks
-            && (chunks == 1 || count == 1)
-            && run_bytes as usize <= if count == 1 { EVENT_BYTES_MAX } else { RUN_BYTES_MAX };
-        if !sane {
+        let (kind, is_lz4) = match kind {
+            KIND_PLAIN => (Kind::Events, false),
+            KIND_LZ4 => (Kind::Events, true),
+            KIND_GAP => (Kind::Gap, false),
+            KIND_CURSOR => (Kind::Cursor, false),
+            _ => return Err(BlockError::Inconsistent),
+        };
+        let is_sane = match kind {
+            Kind::Events => {
+                let run_bytes_max = if count == 1 { EVENT_BYTES_MAX } else { RUN_BYTES_MAX };
+                count > 0
+                    && chunk < chunks
+                    && (chunks == 1 || count == 1)
+                    && run_bytes as usize <= run_bytes_max
+            }
+            Kind::Gap => run_bytes > 0,
+            Kind::Cursor => true,
+        };
+        if !is_sane || first > Seq::MAX {
             return Err(BlockError::Inconsistent);
         }
-        let origin = Origin { epoch, boot };
-        let is_lz4 = flags & FLAG_LZ4 != 0;
-        Ok(Self { first, origin, count, chunk, chunks, run_bytes, is_lz4, body })
+        let (origin, rank, body) = (Origin { epoch, boot }, Rank::from_byte(rank), fields.0);
+        Ok(Self { kind, first, origin, unsynced, count, chunk, chunks, rank, run_bytes, is_lz4, body })
+    }
+
+    /// Bytes of the whole block.
+    pub fn bytes(&self) -> usize {
+        HEADER_BYTES + self.body.len()
     }
 
     /// Position of the last event.
     pub fn last(&self) -> Seq {
-        self.first.plus(u64::from(self.count) - 1)
+        self.first.plus(self.positions() - 1)
+    }
+
+    /// Number of positions that it stands for.
+    pub fn positions(&self) -> u64 {
+        if self.kind == Kind::Gap { u64::from(self.run_bytes) } else { u64::from(self.count) }
     }
 
     /// Whether it is the chunk behind `before`.
@@ -211,6 +291,13 @@ fn unpack(body: &[u8], is_lz4: bool, run_bytes: u32, run: &mut Vec<u8>) -> Resul
     }
 }
 
+fn checksum(format: u8, checked: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&[format]);
+    hasher.update(checked);
+    hasher.finalize()
+}
+
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -235,7 +322,7 @@ impl Encoder {
         Self { origin, packed: Vec::new(), value: Vec::new() }
     }
 
-    /// Encodes a run of `count` events whose first is `first`, and hands each value with its chunk index to `put`:
+    /// Encodes a run of `count` events whose first is `first` and before which `unsynced` were not synced, and hands each value with its chunk index to `put`:
     /// one value for a run up to [`RUN_BYTES_MAX`], several for a single larger event.
     ///
     /// # Errors
@@ -243,40 +330,91 @@ impl Encoder {
     pub fn encode<E>(
         &mut self,
         first: Seq,
+        unsynced: u32,
+        rank: Rank,
         count: u16,
         run: &[u8],
         mut put: impl FnMut(u16, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         self.packed.resize(lz4_flex::block::get_maximum_output_size(run.len()), 0);
         let packed_bytes = lz4_flex::block::compress_into(run, &mut self.packed).unwrap_or(usize::MAX);
-        let (body, flags) = match self.packed.get(..packed_bytes) {
-            Some(packed) if packed_bytes < run.len() => (packed, FLAG_LZ4),
-            _ => (run, 0),
+        let (body, kind) = match self.packed.get(..packed_bytes) {
+            Some(packed) if packed_bytes < run.len() => (packed, KIND_LZ4),
+            _ => (run, KIND_PLAIN),
         };
         let chunks = u16::try_from(body.chunks(RUN_BYTES_MAX).len()).unwrap_or(u16::MAX);
-        let run_bytes = u32::try_from(run.len()).unwrap_or(u32::MAX);
+        let head = Head {
+            kind,
+            first,
+            origin: self.origin,
+            unsynced,
+            count,
+            chunk: 0,
+            chunks,
+            rank,
+            run_bytes: u32::try_from(run.len()).unwrap_or(u32::MAX),
+        };
         for (chunk, part) in (0..chunks).zip(body.chunks(RUN_BYTES_MAX)) {
-            let value = &mut self.value;
-            value.clear();
-            value.extend_from_slice(&MAGIC);
-            value.push(FORMAT);
-            value.extend_from_slice(&[0; 4]);
-            value.extend_from_slice(&first.0.to_le_bytes());
-            value.extend_from_slice(&self.origin.epoch.to_le_bytes());
-            for field in [count, chunk, chunks, flags] {
-                value.extend_from_slice(&field.to_le_bytes());
-            }
-            value.extend_from_slice(&run_bytes.to_le_bytes());
-            value.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_le_bytes());
-            value.extend_from_slice(&self.origin.boot);
-            value.extend_from_slice(part);
-            let crc = crc32fast::hash(value.get(8..).unwrap_or_default());
-            if let Some(place) = value.get_mut(4..8) {
-                place.copy_from_slice(&crc.to_le_bytes());
-            }
-            put(chunk, value)?;
+            Head { chunk, ..head }.write(part, &mut self.value);
+            put(chunk, &self.value)?;
         }
         Ok(())
+    }
+
+    /// The record of the drain's cursor.
+    pub fn cursor(&mut self, cursor: Seq) -> &[u8] {
+        self.bodyless(KIND_CURSOR, cursor, 0)
+    }
+
+    /// The record of `positions` from `first` on that were given up and counted.
+    pub fn gap(&mut self, first: Seq, positions: u32) -> &[u8] {
+        self.bodyless(KIND_GAP, first, positions)
+    }
+
+    fn bodyless(&mut self, kind: u8, first: Seq, run_bytes: u32) -> &[u8] {
+        let (origin, rank) = (self.origin, Rank::default());
+        Head { kind, first, origin, unsynced: 0, count: 1, chunk: 0, chunks: 1, rank, run_bytes }
+            .write(&[], &mut self.value);
+        &self.value
+    }
+}
+
+/// The header's fields behind the length.
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    kind: u8,
+    first: Seq,
+    origin: Origin,
+    unsynced: u32,
+    count: u16,
+    chunk: u16,
+    chunks: u16,
+    rank: Rank,
+    run_bytes: u32,
+}
+
+impl Head {
+    fn write(self, body: &[u8], value: &mut Vec<u8>) {
+        value.clear();
+        value.extend_from_slice(&MAGIC);
+        value.push(FORMAT);
+        value.extend_from_slice(&[0; 4]);
+        let rest_bytes = HEADER_BYTES - PRELUDE_BYTES + body.len();
+        value.extend_from_slice(&u32::try_from(rest_bytes).unwrap_or(u32::MAX).to_le_bytes());
+        value.extend_from_slice(&self.first.0.to_le_bytes());
+        value.extend_from_slice(&self.origin.epoch.to_le_bytes());
+        value.extend_from_slice(&self.unsynced.to_le_bytes());
+        for field in [self.count, self.chunk, self.chunks] {
+            value.extend_from_slice(&field.to_le_bytes());
+        }
+        value.extend_from_slice(&[self.kind, self.rank.to_byte()]);
+        value.extend_from_slice(&self.run_bytes.to_le_bytes());
+        value.extend_from_slice(&self.origin.boot);
+        value.extend_from_slice(body);
+        let crc = checksum(FORMAT, value.get(CHECKED_FROM..).unwrap_or_default());
+        if let Some(place) = value.get_mut(4..CHECKED_FROM) {
+            place.copy_from_slice(&crc.to_le_bytes());
+        }
     }
 }
 
@@ -289,10 +427,11 @@ mod tests {
     use super::*;
 
     const ORIGIN: Origin = Origin { epoch: 3, boot: [7; 16] };
+    const RANK: Rank = Rank { priority: 4, evictable: true };
 
     fn values(run: &[u8], count: u16) -> Vec<Vec<u8>> {
         let mut values = Vec::new();
-        let done = Encoder::new(ORIGIN).encode(Seq(41), count, run, |chunk, value| {
+        let done = Encoder::new(ORIGIN).encode(Seq(41), 2, RANK, count, run, |chunk, value| {
             assert_eq!(usize::from(chunk), values.len());
             values.push(value.to_vec());
             Ok::<_, Infallible>(())
@@ -321,6 +460,7 @@ mod tests {
         assert_eq!(values.len(), 1);
         let block = Block::parse(&values[0]).unwrap();
         assert_eq!((block.first, block.last(), block.origin), (Seq(41), Seq(45), ORIGIN));
+        assert_eq!((block.kind, block.unsynced, block.rank), (Kind::Events, 2, RANK));
         let mut out = b"before".to_vec();
         block.unpack(&mut out).unwrap();
         assert_eq!(out, [b"before", run.as_slice()].concat());
@@ -374,7 +514,20 @@ mod tests {
     fn a_later_format_is_named() {
         let mut value = values(b"x", 1).remove(0);
         value[3] = FORMAT + 1;
-        assert_eq!(Block::parse(&value), Err(BlockError::Format(FORMAT + 1)));
+        let crc = checksum(FORMAT + 1, &value[CHECKED_FROM..]);
+        value[4..CHECKED_FROM].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Block::parse(&value), Err(BlockError::Newer(FORMAT + 1)));
+    }
+
+    #[test]
+    fn a_gap_and_a_cursor_come_back() {
+        let mut encoder = Encoder::new(ORIGIN);
+        let gap = encoder.gap(Seq(7), 1_000_000).to_vec();
+        let gap = Block::parse(&gap).unwrap();
+        assert_eq!((gap.kind, gap.first, gap.last()), (Kind::Gap, Seq(7), Seq(1_000_006)));
+        let cursor = encoder.cursor(Seq(99)).to_vec();
+        let cursor = Block::parse(&cursor).unwrap();
+        assert_eq!((cursor.kind, cursor.first, cursor.bytes()), (Kind::Cursor, Seq(99), HEADER_BYTES));
     }
 
     proptest! {

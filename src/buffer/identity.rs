@@ -3,23 +3,30 @@
 //! Three small files beside the generations:
 //!
 //! - `LOCK`: held by `flock` while the buffer is open; holds the owner's process id as text.
-//! - `IDENTITY`: `{"format":1,"log":"…","epoch":n,"ceiling":m,"jumps":[[a,b]],"suspect":s}`. Replaced atomically and
-//!   synced at every start, before the first append, and whenever the ceiling is raised. Sequence numbers above the
-//!   ceiling were never used. A jump says that the event behind `a` is `b`: numbers in between were lost, which was
-//!   counted when it was found, or never used. Writing to generation `s` failed: it is read and not written any more.
-//! - `HIGHWATER`: last durable sequence number and cursor, rewritten with each commit and synced at rotation and stop:
-//!   exact after a process death, possibly late after a power cut. It tells when a generation lost its tail.
+//! - `IDENTITY`: `{"format":1,"logs":[{"epoch":1,"log":"…","agent":"…"}],"epoch":n,"ceiling":m,"jumps":[[a,b]],
+//!   "place":[i,t]}`. Replaced atomically and synced with a raised epoch at every start, before the first append, and
+//!   whenever the ceiling is raised. Sequence numbers above the ceiling were never used. A jump says that the event
+//!   behind `a` is `b`: numbers in between were lost, which was counted when it was found, or never used.
+//! - `HIGHWATER`: last durable sequence number, cursor and name of the newest generation, rewritten with each commit
+//!   and synced at rotation and stop: exact after a process death, possibly late after a power cut. It tells when the
+//!   end of the row is missing.
+//!
+//! A copy of a buffer, or an old copy put in its place, would use positions that were used already. So events that
+//! come after it get a log UUID of their own, while those that are in it keep theirs: the log and the agent's name
+//! belong to a range of epochs. A copy shows by the place of its directory on the disk, an old copy by the witness in
+//! the loss ledger.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, FlockOperation, StatxFlags};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::OpenError;
+use super::ledger::Witness;
 use crate::event::Seq;
 
 /// Version of the directory's layout; a higher one is refused, not touched.
@@ -31,7 +38,7 @@ const CEILING_STEP: u64 = 1 << 20;
 /// Held by `flock` while a buffer is open.
 pub(super) const LOCK_FILE: &str = "LOCK";
 
-const HIGHWATER_BYTES: usize = 20;
+const HIGHWATER_BYTES: usize = 28;
 
 /// Holds the directory; dropping it lets the next owner in.
 #[derive(Debug)]
@@ -65,10 +72,32 @@ impl Lock {
             }
             Err(errno) => return Err(failed(&errno.into())),
         }
-        file.set_len(0).map_err(|e| failed(&e))?;
-        writeln!(file, "{}", std::process::id()).map_err(|e| failed(&e))?;
+        // Only for messages, and a full disk must not keep the agent from its start.
+        let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
         Ok(Self { _file: file })
     }
+}
+
+/// Refuses a directory that holds files and was never a buffer.
+///
+/// # Errors
+/// [`OpenError::Foreign`] with one of the files, [`OpenError::Io`] if it cannot be read.
+pub(super) fn refuse_foreign(dir: &Path) -> Result<(), OpenError> {
+    let mut foreign = None;
+    for entry in fs::read_dir(dir).map_err(|e| OpenError::io(dir, &e))? {
+        let name = entry.map_err(|e| OpenError::io(dir, &e))?.file_name().to_string_lossy().into_owned();
+        let is_ours =
+            matches!(name.as_str(), LOCK_FILE | "IDENTITY" | "IDENTITY.new" | "HIGHWATER" | "RESERVE")
+                || [".gen", ".bad", ".del", ".new"].iter().any(|extension| name.ends_with(extension));
+        if is_ours {
+            return Ok(());
+        }
+        // What a file system brings along at its root.
+        if name != "lost+found" && !name.starts_with('.') {
+            foreign = Some(name);
+        }
+    }
+    foreign.map_or(Ok(()), |found| Err(OpenError::Foreign { dir: dir.to_owned(), found }))
 }
 
 /// All that is read of a file that a later version may have written.
@@ -77,95 +106,138 @@ struct Layout {
     format: u32,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Stored {
     format: u32,
-    log: String,
+    logs: Vec<LogName>,
     epoch: u32,
-    ceiling: u64,
+    ceiling: Seq,
     #[serde(default)]
     jumps: Vec<(Seq, Seq)>,
     #[serde(default)]
-    suspect: Option<Seq>,
+    place: Option<Place>,
 }
+
+/// What the events of some epochs are told by, besides epoch and sequence number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogName {
+    /// The first epoch; it holds up to the next entry's.
+    pub epoch: u32,
+    /// UUID of the log.
+    pub log: Uuid,
+    /// The agent's name (`agent.id`).
+    pub agent: String,
+}
+
+/// Where a directory is: inode number and time of birth in nanoseconds, 0 where the file system does not tell. A copy
+/// has others, a renamed directory the same.
+type Place = (u64, u64);
+
+/// Most log names that are kept; the oldest go, whose events are long in Kafka.
+const LOGS_MAX: usize = 64;
 
 /// The identity of the open buffer.
 #[derive(Debug)]
 pub(super) struct Identity {
     dir: PathBuf,
-    log: Uuid,
-    epoch: u32,
-    ceiling: Seq,
-    jumps: Vec<(Seq, Seq)>,
-    suspect: Option<Seq>,
+    stored: Stored,
+    /// Whether the file holds all this: before that, no number may be used.
+    is_stored: bool,
 }
 
 impl Identity {
-    /// Reads or makes the identity and raises the epoch; both are durable when this returns.
+    /// Reads or makes the identity and raises the epoch; durable before the first number is used ([`Self::reserve`]).
     ///
     /// # Errors
-    /// [`OpenError::Newer`] for a directory of a later version, [`OpenError::Io`] when it cannot be read or written.
-    pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
+    /// [`OpenError::Newer`] for a directory of a later version, [`OpenError::Io`] when it cannot be read.
+    pub(super) fn open(dir: &Path, agent: &str, witness: Option<Witness>) -> Result<Self, OpenError> {
         let path = dir.join("IDENTITY");
-        let stored = match fs::read(&path) {
+        let (found, is_damaged) = match fs::read(&path) {
             Ok(bytes) => match serde_json::from_slice::<Layout>(&bytes) {
                 Ok(Layout { format }) if format > FORMAT => {
                     return Err(OpenError::Newer { dir: dir.to_owned(), format });
                 }
-                _ => read_stored(&bytes),
+                _ => {
+                    let stored = serde_json::from_slice::<Stored>(&bytes).ok();
+                    let is_damaged = stored.is_none();
+                    (stored.filter(|stored| !stored.logs.is_empty()), is_damaged)
+                }
             },
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (None, false),
             Err(e) => return Err(OpenError::io(&path, &e)),
         };
-        let mut identity = match stored {
-            Some((log, Stored { epoch, ceiling, jumps, suspect, .. })) => {
-                Self { dir: dir.to_owned(), log, epoch, ceiling: Seq(ceiling), jumps, suspect }
-            }
-            None => {
-                if path.exists() {
-                    tracing::error!(path = %path.display(), "IDENTITY is damaged; the buffer gets a new identity and keeps its events");
-                }
-                Self {
-                    dir: dir.to_owned(),
-                    log: Uuid::new_v4(),
-                    epoch: 0,
-                    ceiling: Seq(0),
-                    jumps: Vec::new(),
-                    suspect: None,
-                }
-            }
-        };
-        identity.epoch = identity.epoch.saturating_add(1);
-        identity.store().map_err(|e| OpenError::io(&path, &e))?;
-        Ok(identity)
+        if is_damaged {
+            tracing::error!(path = %path.display(), "IDENTITY is damaged; the buffer gets a new identity and keeps its events");
+        }
+        let place = place(dir);
+        let is_known = found.is_some();
+        let mut stored = found.unwrap_or_else(|| Stored {
+            format: FORMAT,
+            // Events that may still be here were stamped under the name that the ledger remembers.
+            logs: witness.iter().map(|w| LogName { epoch: 0, log: w.log, agent: agent.to_owned() }).collect(),
+            epoch: witness.map_or(0, |w| w.epoch),
+            ceiling: Seq(0),
+            jumps: Vec::new(),
+            place,
+        });
+        let current = stored.logs.last();
+        let is_old = witness
+            .is_some_and(|w| is_known && current.is_some_and(|l| l.log == w.log) && w.epoch > stored.epoch);
+        let is_copy = is_known && stored.place != place;
+        let is_renamed = current.is_none_or(|l| l.agent != agent);
+        if is_old || is_copy {
+            tracing::warn!(
+                dir = %dir.display(),
+                "this buffer is a copy or an old copy: its events keep their positions, new events get a log id of their own"
+            );
+        }
+        if let Some(witness) = witness.filter(|_| is_old) {
+            stored.epoch = witness.epoch;
+        }
+        stored.epoch = stored.epoch.saturating_add(1);
+        if is_old || is_copy || is_renamed || !is_known {
+            stored.logs.push(LogName { epoch: stored.epoch, log: Uuid::new_v4(), agent: agent.to_owned() });
+            let surplus = stored.logs.len().saturating_sub(LOGS_MAX);
+            stored.logs.drain(..surplus);
+        }
+        stored.place = place;
+        Ok(Self { dir: dir.to_owned(), stored, is_stored: false })
     }
 
-    /// The buffer's UUID.
+    /// The buffer's UUID for new events.
     pub(super) fn log(&self) -> Uuid {
-        self.log
+        self.stored.logs.last().map_or(Uuid::nil(), |log| log.log)
+    }
+
+    /// The names of all events that may be in the buffer, by epoch.
+    pub(super) fn logs(&self) -> &[LogName] {
+        &self.stored.logs
     }
 
     /// How often the buffer was opened.
     pub(super) fn epoch(&self) -> u32 {
-        self.epoch
+        self.stored.epoch
     }
 
     /// Numbers above it were never used.
     pub(super) fn ceiling(&self) -> Seq {
-        self.ceiling
+        self.stored.ceiling
     }
 
-    /// Reserves numbers so that `seq` may be used; writes and syncs only when they run out.
+    /// Reserves numbers so that `seq` may be used; writes and syncs only when they run out, or the epoch is not yet
+    /// durable.
     ///
     /// # Errors
     /// The file could not be replaced: `seq` must not be used.
     pub(super) fn reserve(&mut self, seq: Seq) -> io::Result<()> {
-        if seq <= self.ceiling {
+        if seq <= self.stored.ceiling && self.is_stored {
             return Ok(());
         }
-        let before = self.ceiling;
-        self.ceiling = seq.plus(CEILING_STEP);
-        self.store().inspect_err(|_| self.ceiling = before)
+        let before = self.stored.ceiling;
+        if seq > before {
+            self.stored.ceiling = seq.plus(CEILING_STEP);
+        }
+        self.store().inspect_err(|_| self.stored.ceiling = before)
     }
 
     /// Goes on behind the ceiling instead of behind `after`, and answers the number to go on with. Used when a tail
@@ -174,32 +246,15 @@ impl Identity {
     /// # Errors
     /// The file could not be replaced: nothing has changed.
     pub(super) fn jump(&mut self, after: Seq, cursor: Seq) -> io::Result<Seq> {
-        // Never the number behind `after`: an empty generation that is damaged or doubted may have it for its name.
-        let to = self.ceiling.max(after.next()).next();
-        let before = (self.ceiling, self.jumps.clone());
+        // Never the number behind `after`: an empty generation that is damaged may have it for its name.
+        let to = self.stored.ceiling.max(after.next()).next();
+        let before = (self.stored.ceiling, self.stored.jumps.clone());
         // A jump that was made and then not used is replaced: behind a number there is one other.
-        self.jumps.retain(|&(from, to)| to > cursor && from != after);
-        self.jumps.push((after, to));
-        self.ceiling = to.plus(CEILING_STEP);
-        self.store().inspect_err(|_| (self.ceiling, self.jumps) = before)?;
+        self.stored.jumps.retain(|&(from, to)| to > cursor && from != after);
+        self.stored.jumps.push((after, to));
+        self.stored.ceiling = to.plus(CEILING_STEP);
+        self.store().inspect_err(|_| (self.stored.ceiling, self.stored.jumps) = before)?;
         Ok(to)
-    }
-
-    /// Remembers over a restart that writing to the generation at `first` failed.
-    ///
-    /// # Errors
-    /// The file could not be replaced: it is remembered in this run only.
-    pub(super) fn doubt(&mut self, first: Seq) -> io::Result<()> {
-        if self.suspect == Some(first) {
-            return Ok(());
-        }
-        self.suspect = Some(first);
-        self.store()
-    }
-
-    /// Whether writing to the generation at `first` failed.
-    pub(super) fn is_suspect(&self, first: Seq) -> bool {
-        self.suspect == Some(first)
     }
 
     /// How many of the numbers `first..=last` were jumped over.
@@ -208,103 +263,130 @@ impl Identity {
             let (from, end) = (first.max(after.next()), last.next().min(to));
             end.0.saturating_sub(from.0)
         };
-        self.jumps.iter().map(overlap).sum()
+        self.stored.jumps.iter().map(overlap).sum()
     }
 
-    fn store(&self) -> io::Result<()> {
-        let stored = Stored {
-            format: FORMAT,
-            log: self.log.to_string(),
-            epoch: self.epoch,
-            ceiling: self.ceiling.0,
-            jumps: self.jumps.clone(),
-            suspect: self.suspect,
-        };
+    fn store(&mut self) -> io::Result<()> {
         let (new, path) = (self.dir.join("IDENTITY.new"), self.dir.join("IDENTITY"));
         let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec(&stored)?)?;
+        file.write_all(&serde_json::to_vec(&self.stored)?)?;
         file.sync_all()?;
         fs::rename(&new, &path)?;
-        File::open(&self.dir)?.sync_all()
+        File::open(&self.dir)?.sync_all()?;
+        self.is_stored = true;
+        Ok(())
     }
 }
 
-fn read_stored(bytes: &[u8]) -> Option<(Uuid, Stored)> {
-    let stored: Stored = serde_json::from_slice(bytes).ok()?;
-    Some((Uuid::parse_str(&stored.log).ok()?, stored))
+fn place(dir: &Path) -> Option<Place> {
+    let asked = StatxFlags::INO | StatxFlags::BTIME;
+    let found = rustix::fs::statx(rustix::fs::CWD, dir, AtFlags::empty(), asked).ok()?;
+    let has_birth = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME);
+    let birth = u64::try_from(found.stx_btime.tv_sec).ok().filter(|_| has_birth).map_or(0, |seconds| {
+        seconds.saturating_mul(1_000_000_000).saturating_add(u64::from(found.stx_btime.tv_nsec))
+    });
+    Some((found.stx_ino, birth))
 }
 
 /// The high-water file.
 #[derive(Debug)]
 pub(super) struct HighWater {
-    file: File,
-    /// Last durable sequence number that was noted.
-    pub durable: Seq,
-    /// Cursor that was noted.
-    pub cursor: Seq,
+    path: PathBuf,
+    /// Open unless the disk refused; then it is tried again with each note.
+    file: Option<File>,
+    noted: Marks,
+}
+
+/// What is noted: see the module doc.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// Last durable sequence number.
+    pub(super) durable: Seq,
+    /// Everything up to here may be forgotten.
+    pub(super) cursor: Seq,
+    /// First number of the newest generation; 0 before there is one.
+    pub(super) newest: Seq,
 }
 
 impl HighWater {
-    /// Opens or makes the file; a damaged one counts as never written.
+    /// Opens the file; a damaged or missing one counts as never written.
     ///
     /// # Errors
-    /// [`OpenError::Io`].
+    /// [`OpenError::Io`]: it is there and cannot be read.
     pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
         let path = dir.join("HIGHWATER");
-        let open = || -> io::Result<Self> {
-            let mut file =
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes)?;
-            let (durable, cursor) = decode(&bytes).unwrap_or_default();
-            Ok(Self { file, durable, cursor })
+        let noted = match fs::read(&path) {
+            Ok(bytes) => decode(&bytes).unwrap_or_default(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Marks::default(),
+            Err(e) => return Err(OpenError::io(&path, &e)),
         };
-        open().map_err(|e| OpenError::io(&path, &e))
+        Ok(Self { path, file: None, noted })
     }
 
-    /// Notes both numbers without a sync.
+    /// What was noted last.
+    pub(super) fn marks(&self) -> Marks {
+        self.noted
+    }
+
+    /// Notes the marks without a sync.
     ///
     /// # Errors
     /// The write failed; the note is only late, nothing depends on it at once.
-    pub(super) fn note(&mut self, durable: Seq, cursor: Seq) -> io::Result<()> {
-        if (durable, cursor) == (self.durable, self.cursor) {
+    pub(super) fn note(&mut self, marks: Marks) -> io::Result<()> {
+        if marks == self.noted && self.file.is_some() {
             return Ok(());
         }
-        (self.durable, self.cursor) = (durable, cursor);
-        self.file.write_all_at(&encode(durable, cursor), 0)
+        self.noted = marks;
+        self.file()?.write_all_at(&encode(marks), 0)
     }
 
-    /// Syncs the note: at rotation and stop.
+    /// Syncs the note: at rotation and stop, and with every commit while no generation can be written.
     ///
     /// # Errors
     /// The sync failed.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        self.file()?.sync_data()
+    }
+
+    fn file(&mut self) -> io::Result<&File> {
+        if self.file.is_none() {
+            let file = OpenOptions::new().write(true).create(true).truncate(false).open(&self.path)?;
+            self.file = Some(file);
+        }
+        self.file.as_ref().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
-fn encode(durable: Seq, cursor: Seq) -> [u8; HIGHWATER_BYTES] {
+fn encode(marks: Marks) -> [u8; HIGHWATER_BYTES] {
     let mut bytes = [0; HIGHWATER_BYTES];
-    let (numbers, crc) = bytes.split_at_mut(16);
-    let (first, second) = numbers.split_at_mut(8);
-    first.copy_from_slice(&durable.0.to_le_bytes());
-    second.copy_from_slice(&cursor.0.to_le_bytes());
+    let (numbers, crc) = bytes.split_at_mut(24);
+    for (place, seq) in numbers.chunks_exact_mut(8).zip([marks.durable, marks.cursor, marks.newest]) {
+        place.copy_from_slice(&seq.0.to_le_bytes());
+    }
     crc.copy_from_slice(&crc32fast::hash(numbers).to_le_bytes());
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Option<(Seq, Seq)> {
-    let (numbers, crc) = bytes.split_first_chunk::<16>()?;
+fn decode(bytes: &[u8]) -> Option<Marks> {
+    let (numbers, crc) = bytes.split_first_chunk::<24>()?;
     if crc != crc32fast::hash(numbers).to_le_bytes() {
         return None;
     }
-    let (durable, cursor) = numbers.split_first_chunk::<8>()?;
-    Some((Seq(u64::from_le_bytes(*durable)), Seq(u64::from_le_bytes(cursor.try_into().ok()?))))
+    let (durable, rest) = numbers.split_first_chunk::<8>()?;
+    let (cursor, rest) = rest.split_first_chunk::<8>()?;
+    let number = |bytes| Seq(u64::from_le_bytes(bytes));
+    Some(Marks { durable: number(*durable), cursor: number(*cursor), newest: number(rest.try_into().ok()?) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn open(dir: &Path) -> Identity {
+        let mut identity = Identity::open(dir, "gw", None).unwrap();
+        identity.reserve(Seq(0)).unwrap();
+        identity
+    }
 
     #[test]
     fn a_directory_has_one_owner() {
@@ -321,32 +403,43 @@ mod tests {
     #[test]
     fn every_start_raises_the_epoch_and_keeps_the_log() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Identity::open(dir.path()).unwrap();
-        let second = Identity::open(dir.path()).unwrap();
+        let first = open(dir.path());
+        let second = open(dir.path());
         assert_eq!((first.log(), first.epoch() + 1), (second.log(), second.epoch()));
+    }
+
+    #[test]
+    fn an_epoch_is_durable_before_a_number_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path());
+        let unused = Identity::open(dir.path(), "gw", None).unwrap();
+        let mut used = Identity::open(dir.path(), "gw", None).unwrap();
+        assert_eq!(unused.epoch(), used.epoch(), "nothing was stamped with it");
+        used.reserve(Seq(1)).unwrap();
+        assert_eq!(open(dir.path()).epoch(), used.epoch() + 1);
     }
 
     #[test]
     fn reserved_numbers_survive() {
         let dir = tempfile::tempdir().unwrap();
-        let mut identity = Identity::open(dir.path()).unwrap();
+        let mut identity = open(dir.path());
         identity.reserve(Seq(5)).unwrap();
         let ceiling = identity.ceiling();
         assert!(ceiling >= Seq(5));
         identity.reserve(ceiling).unwrap();
         assert_eq!(identity.ceiling(), ceiling, "no write while the reserve lasts");
-        assert_eq!(Identity::open(dir.path()).unwrap().ceiling(), ceiling);
+        assert_eq!(open(dir.path()).ceiling(), ceiling);
     }
 
     #[test]
     fn a_jump_goes_where_no_number_was_used_and_is_remembered() {
         let dir = tempfile::tempdir().unwrap();
-        let mut identity = Identity::open(dir.path()).unwrap();
+        let mut identity = open(dir.path());
         identity.reserve(Seq(100)).unwrap();
         let before = identity.ceiling();
         let to = identity.jump(Seq(40), Seq(0)).unwrap();
         assert!(to > before && identity.ceiling() > to);
-        let identity = Identity::open(dir.path()).unwrap();
+        let identity = open(dir.path());
         assert_eq!(identity.jumped(Seq(41), Seq(50)), 10);
         assert_eq!(identity.jumped(Seq(39), to), to.0 - 41);
         assert_eq!(identity.jumped(Seq(1), Seq(40)), 0);
@@ -357,27 +450,78 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let text = r#"{"format":2,"log":"x","epoch":1,"ceiling":9,"more":true}"#;
         fs::write(dir.path().join("IDENTITY"), text).unwrap();
-        assert!(matches!(Identity::open(dir.path()), Err(OpenError::Newer { format: 2, .. })));
+        let opened = Identity::open(dir.path(), "gw", None);
+        assert!(matches!(opened, Err(OpenError::Newer { format: 2, .. })));
         assert_eq!(fs::read_to_string(dir.path().join("IDENTITY")).unwrap(), text);
     }
 
     #[test]
     fn a_damaged_identity_becomes_a_new_one() {
         let dir = tempfile::tempdir().unwrap();
-        let before = Identity::open(dir.path()).unwrap();
+        let before = open(dir.path());
         fs::write(dir.path().join("IDENTITY"), b"{").unwrap();
-        assert_ne!(Identity::open(dir.path()).unwrap().log(), before.log());
+        assert_ne!(open(dir.path()).log(), before.log());
+    }
+
+    #[test]
+    fn with_a_witness_old_events_keep_their_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = open(dir.path());
+        let witness = Witness { log: before.log(), epoch: before.epoch() };
+        fs::remove_file(dir.path().join("IDENTITY")).unwrap();
+        let after = Identity::open(dir.path(), "gw", Some(witness)).unwrap();
+        assert_eq!(after.epoch(), before.epoch() + 1);
+        let logs: Vec<_> = after.logs().iter().map(|log| (log.epoch, log.log)).collect();
+        assert_eq!(logs, [(0, before.log()), (after.epoch(), after.log())]);
+        assert_ne!(before.log(), after.log());
+    }
+
+    #[test]
+    fn an_old_copy_gets_a_new_log_for_new_events() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = open(dir.path());
+        let copy = fs::read(dir.path().join("IDENTITY")).unwrap();
+        let later = open(dir.path());
+        fs::write(dir.path().join("IDENTITY"), copy).unwrap();
+        let witness = Some(Witness { log: later.log(), epoch: later.epoch() });
+        let restored = Identity::open(dir.path(), "gw", witness).unwrap();
+        assert!(restored.epoch() > later.epoch());
+        assert_ne!(restored.log(), old.log());
+        assert_eq!(restored.logs()[0].log, old.log());
+    }
+
+    #[test]
+    fn a_copy_elsewhere_gets_a_new_log_and_a_moved_one_does_not() {
+        let root = tempfile::tempdir().unwrap();
+        let [one, two, three] = ["one", "two", "three"].map(|name| root.path().join(name));
+        for dir in [&one, &two] {
+            fs::create_dir(dir).unwrap();
+        }
+        let original = open(&one);
+        fs::copy(one.join("IDENTITY"), two.join("IDENTITY")).unwrap();
+        assert_ne!(open(&two).log(), original.log());
+        fs::rename(&one, &three).unwrap();
+        assert_eq!(open(&three).log(), original.log());
+    }
+
+    #[test]
+    fn a_renamed_agent_speaks_for_new_events_only() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path());
+        let renamed = Identity::open(dir.path(), "gw-2", None).unwrap();
+        let names: Vec<_> = renamed.logs().iter().map(|log| (log.epoch, log.agent.as_str())).collect();
+        assert_eq!(names, [(1, "gw"), (2, "gw-2")]);
     }
 
     #[test]
     fn the_high_water_mark_survives_and_damage_counts_as_none() {
         let dir = tempfile::tempdir().unwrap();
-        HighWater::open(dir.path()).unwrap().note(Seq(9), Seq(4)).unwrap();
-        let again = HighWater::open(dir.path()).unwrap();
-        assert_eq!((again.durable, again.cursor), (Seq(9), Seq(4)));
+        let marks = Marks { durable: Seq(9), cursor: Seq(4), newest: Seq(7) };
+        HighWater::open(dir.path()).unwrap().note(marks).unwrap();
+        assert_eq!(HighWater::open(dir.path()).unwrap().marks(), marks);
         let mut bytes = fs::read(dir.path().join("HIGHWATER")).unwrap();
         bytes[3] ^= 1;
         fs::write(dir.path().join("HIGHWATER"), bytes).unwrap();
-        assert_eq!(HighWater::open(dir.path()).unwrap().durable, Seq(0));
+        assert_eq!(HighWater::open(dir.path()).unwrap().marks(), Marks::default());
     }
 }

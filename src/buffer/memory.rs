@@ -2,13 +2,15 @@
 //! again, with a power cut, scripted faults and a gate that holds a sync back.
 //!
 //! A write goes from `unsynced` to `synced` with a sync. A failed sync leaves each write lost at once or *in limbo*:
-//! still readable, and no later sync makes it durable, as it is with a page cache that dropped the dirty mark.
+//! still readable, and no later sync makes it durable, as it is with a page cache that dropped the dirty mark. What was
+//! removed or lost may stay in a file as long as nothing needs its place, so a scan meets half of it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, ControlFlow};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::store::{Listed, Shelf, Store, StoreError, Visit};
+use super::scan::Source;
+use super::store::{Fill, Listed, Shelf, Store, StoreError, Visit};
 use crate::event::Seq;
 
 /// Disk of an empty generation.
@@ -31,7 +33,7 @@ pub(super) enum Cut {
     Any,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Medium {
     synced: Map,
     /// Survived a failed sync so far, durable never.
@@ -39,6 +41,9 @@ struct Medium {
     unsynced: Vec<Write>,
     /// What is read: the three above in their order.
     now: Map,
+    /// Removed or lost, and still in the file.
+    remains: Vec<Value>,
+    note: Option<Vec<u8>>,
     live_bytes: u64,
     /// A file only grows.
     disk_bytes: u64,
@@ -55,6 +60,9 @@ fn apply(map: &mut Map, (key, value): &Write) {
 impl Medium {
     fn write(&mut self, write: Write) {
         let (key, value) = &write;
+        if let Some(old) = self.now.get(key).filter(|old| old.len() % 2 == 0) {
+            self.remains.push(Arc::clone(old));
+        }
         self.live_bytes += value.as_ref().map_or(0, |value| (key.len() + value.len()) as u64);
         self.live_bytes -= self.now.get(key).map_or(0, |value| (key.len() + value.len()) as u64);
         self.disk_bytes = self.disk_bytes.max(EMPTY_BYTES + self.live_bytes);
@@ -72,10 +80,18 @@ impl Medium {
     fn fail_sync(&mut self, cut: Cut, rng: &mut fastrand::Rng) {
         let unsynced = std::mem::take(&mut self.unsynced);
         let kept = [0, unsynced.len(), rng.usize(0..=unsynced.len())][rng.usize(0..3)];
-        let survived = unsynced.into_iter().enumerate();
-        let survived = survived.filter(|&(index, _)| if cut == Cut::Any { rng.bool() } else { index < kept });
-        self.limbo.extend(survived.map(|(_, write)| write));
+        for (index, write) in unsynced.into_iter().enumerate() {
+            if if cut == Cut::Any { rng.bool() } else { index < kept } {
+                self.limbo.push(write);
+            } else {
+                self.lose(write, rng);
+            }
+        }
         self.load();
+    }
+
+    fn lose(&mut self, (_, value): Write, rng: &mut fastrand::Rng) {
+        self.remains.extend(value.filter(|_| rng.bool()));
     }
 
     fn load(&mut self) {
@@ -92,12 +108,22 @@ impl Medium {
         }
         self.limbo.append(&mut self.unsynced);
         let kept = rng.usize(0..=self.limbo.len());
-        for (index, write) in std::mem::take(&mut self.limbo).iter().enumerate() {
+        for (index, write) in std::mem::take(&mut self.limbo).into_iter().enumerate() {
             if if cut == Cut::Tail { index < kept } else { rng.bool() } {
-                apply(&mut self.synced, write);
+                apply(&mut self.synced, &write);
+            } else {
+                self.lose(write, rng);
             }
         }
         self.load();
+    }
+
+    fn file(&self) -> Vec<u8> {
+        let mut file = Vec::new();
+        for value in self.now.values().chain(&self.remains) {
+            file.extend_from_slice(value);
+        }
+        file
     }
 }
 
@@ -106,9 +132,11 @@ struct Faults {
     put: Option<StoreError>,
     sync: Option<StoreError>,
     create: Option<StoreError>,
+    prepare: Option<StoreError>,
+    swap_in: Option<StoreError>,
     /// Once each.
-    open: BTreeMap<Seq, StoreError>,
-    /// Until it is set aside.
+    source: BTreeMap<Seq, StoreError>,
+    /// For ever.
     damaged: BTreeSet<Seq>,
     delete: Option<StoreError>,
     panic: bool,
@@ -117,13 +145,15 @@ struct Faults {
 #[derive(Debug)]
 struct State {
     row: BTreeMap<Seq, Medium>,
-    aside: Vec<Seq>,
+    aside: BTreeMap<Seq, Medium>,
+    prepared: BTreeMap<Seq, Medium>,
     faults: Faults,
     rng: fastrand::Rng,
     cut: Cut,
     syncs: u64,
     /// Handles from before a power cut are dead.
     life: u64,
+    free_bytes: u64,
     is_held: bool,
     /// Syncs that wait at the gate.
     held: u64,
@@ -147,12 +177,14 @@ impl MemoryShelf {
     pub(super) fn new(cut: Cut, seed: u64) -> Self {
         let state = State {
             row: BTreeMap::new(),
-            aside: Vec::new(),
+            aside: BTreeMap::new(),
+            prepared: BTreeMap::new(),
             faults: Faults::default(),
             rng: fastrand::Rng::with_seed(seed),
             cut,
             syncs: 0,
             life: 0,
+            free_bytes: u64::MAX,
             is_held: false,
             held: 0,
         };
@@ -192,21 +224,34 @@ impl MemoryShelf {
         self.state().faults.delete = Some(error);
     }
 
-    pub(super) fn fail_next_open(&self, first: Seq, error: StoreError) {
-        self.state().faults.open.insert(first, error);
+    pub(super) fn fail_next_prepare(&self, error: StoreError) {
+        self.state().faults.prepare = Some(error);
+    }
+
+    pub(super) fn fail_next_swap_in(&self, error: StoreError) {
+        self.state().faults.swap_in = Some(error);
+    }
+
+    pub(super) fn fail_next_source(&self, first: Seq, error: StoreError) {
+        self.state().faults.source.insert(first, error);
     }
 
     pub(super) fn cut(&self) -> Cut {
         self.state().cut
     }
 
-    /// From its next opening on, the generation is damaged.
+    /// From now on, the generation cannot be read as a file.
     pub(super) fn damage(&self, first: Seq) {
         self.state().faults.damaged.insert(first);
     }
 
     pub(super) fn panic_at_next_put(&self) {
         self.state().faults.panic = true;
+    }
+
+    /// So much room is left on the disk.
+    pub(super) fn set_free_bytes(&self, bytes: u64) {
+        self.state().free_bytes = bytes;
     }
 
     /// No faults any more.
@@ -219,9 +264,12 @@ impl MemoryShelf {
         self.state().row.keys().copied().collect()
     }
 
-    /// Whether something is readable that a power cut may take (limbo aside: a failed sync cannot be made good).
-    pub(super) fn is_dirty(&self) -> bool {
-        self.state().row.values().any(|medium| !medium.unsynced.is_empty())
+    /// Whether something of a generation is readable that a power cut may take (limbo aside: a failed sync cannot be
+    /// made good).
+    pub(super) fn is_dirty(&self, first: Seq) -> bool {
+        let state = self.state();
+        let is_damaged = state.faults.damaged.contains(&first);
+        state.row.get(&first).is_some_and(|medium| !is_damaged && !medium.unsynced.is_empty())
     }
 
     pub(super) fn syncs(&self) -> u64 {
@@ -252,11 +300,12 @@ impl MemoryShelf {
     fn start(&self, first: Seq) -> Result<MemoryStore, StoreError> {
         let mut state = self.state();
         let life = state.life;
-        let medium =
-            state.row.entry(first).or_insert_with(|| Medium { disk_bytes: EMPTY_BYTES, ..Medium::default() });
-        if std::mem::replace(&mut medium.is_open, true) {
-            return Err(StoreError::Io(format!("{first} is open already")));
+        if state.row.contains_key(&first) {
+            return Err(StoreError::Io(format!("{first} is there already")));
         }
+        let medium = Medium { disk_bytes: EMPTY_BYTES, is_open: true, ..Medium::default() };
+        state.row.insert(first, medium);
+        state.faults.damaged.remove(&first);
         Ok(MemoryStore { shelf: self.clone(), first, life })
     }
 }
@@ -265,9 +314,10 @@ impl Shelf for MemoryShelf {
     type Store = MemoryStore;
 
     fn list(&mut self) -> Result<Vec<Listed>, StoreError> {
-        let state = self.state();
+        let mut state = self.state();
+        state.prepared.clear();
         let row = state.row.keys().map(|&first| Listed { first, is_aside: false });
-        let aside = state.aside.iter().map(|&first| Listed { first, is_aside: true });
+        let aside = state.aside.keys().map(|&first| Listed { first, is_aside: true });
         let mut listed: Vec<_> = row.chain(aside).collect();
         listed.sort_unstable();
         Ok(listed)
@@ -279,27 +329,62 @@ impl Shelf for MemoryShelf {
             state.faults.create.take().map(|error| (error, state.rng.bool()))
         } {
             if error.1 {
-                drop(self.start(first)?);
+                // An error means that it was there before.
+                drop(self.start(first));
             }
             return Err(error.0);
         }
         self.start(first)
     }
 
-    fn open(&mut self, first: Seq) -> Result<MemoryStore, StoreError> {
+    fn source(&self, listed: Listed) -> Result<Box<dyn Source>, StoreError> {
         let mut state = self.state();
-        if let Some(error) = state.faults.open.remove(&first) {
+        if let Some(error) = state.faults.source.remove(&listed.first) {
             return Err(error);
         }
-        if state.faults.damaged.contains(&first) || !state.row.contains_key(&first) {
-            return Err(StoreError::Damaged(format!("generation {first}")));
+        let row = if listed.is_aside { &state.aside } else { &state.row };
+        match row.get(&listed.first).filter(|_| !state.faults.damaged.contains(&listed.first)) {
+            Some(medium) => Ok(Box::new(medium.file())),
+            None => Err(StoreError::Damaged(format!("generation {}", listed.first))),
         }
-        drop(state);
-        self.start(first)
     }
 
-    fn disk_bytes(&self, first: Seq) -> u64 {
-        self.state().row.get(&first).map_or(0, |medium| medium.disk_bytes)
+    fn settle(&self, first: Seq) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let failure = state.faults.sync.take();
+        let (cut, mut rng) = (state.cut, state.rng.fork());
+        let medium = state.row.get_mut(&first).ok_or_else(|| StoreError::Io("not there".into()))?;
+        match failure {
+            Some(error) => {
+                medium.fail_sync(cut, &mut rng);
+                Err(error)
+            }
+            None => {
+                medium.sync();
+                Ok(())
+            }
+        }
+    }
+
+    fn note(&self, first: Seq, note: &[u8]) {
+        let mut state = self.state();
+        if let Some(medium) = state.row.get_mut(&first) {
+            medium.note = Some(note.to_vec());
+        }
+    }
+
+    fn noted(&self, first: Seq) -> Option<Vec<u8>> {
+        self.state().row.get(&first)?.note.clone()
+    }
+
+    fn disk_bytes(&self, listed: Listed) -> u64 {
+        let state = self.state();
+        let row = if listed.is_aside { &state.aside } else { &state.row };
+        row.get(&listed.first).map_or(0, |medium| medium.disk_bytes)
+    }
+
+    fn free_bytes(&self) -> u64 {
+        self.state().free_bytes
     }
 
     fn delete(&mut self, first: Seq) -> Result<(), StoreError> {
@@ -318,9 +403,50 @@ impl Shelf for MemoryShelf {
             return Err(StoreError::Io(format!("there is no generation {first}")));
         };
         assert!(!medium.is_open, "an open generation was set aside");
-        state.faults.damaged.remove(&first);
-        state.aside.push(first);
+        state.aside.insert(first, medium);
         Ok(format!("memory:{first}"))
+    }
+
+    fn delete_aside(&mut self, first: Seq) -> Result<(), StoreError> {
+        self.state().aside.remove(&first);
+        Ok(())
+    }
+
+    fn prepare(&mut self, first: Seq, fill: &mut Fill<'_>) -> Result<(), StoreError> {
+        if let Some(error) = self.state().faults.prepare.take() {
+            return Err(error);
+        }
+        let mut medium = Medium { disk_bytes: EMPTY_BYTES, ..Medium::default() };
+        let mut number = 0_u64;
+        fill(&mut |block| {
+            medium.write((number.to_be_bytes().to_vec(), Some(block.into())));
+            number += 1;
+            Ok(())
+        })?;
+        medium.sync();
+        self.state().prepared.insert(first, medium);
+        Ok(())
+    }
+
+    fn swap_in(&mut self, first: Seq, last: Seq) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let failure = state.faults.swap_in.take();
+        let Some(medium) = state.prepared.get(&first).cloned() else { return Ok(()) };
+        if let Some(error) = failure {
+            // Half of the way.
+            let half = first.0.midpoint(last.0);
+            state.row.retain(|seq, _| !(first.0..=half).contains(&seq.0));
+            return Err(error);
+        }
+        state.row.retain(|seq, medium| {
+            let is_replaced = (first..=last).contains(seq);
+            assert!(!(is_replaced && medium.is_open), "an open generation was replaced");
+            !is_replaced
+        });
+        state.prepared.remove(&first);
+        state.faults.damaged.remove(&first);
+        state.row.insert(first, medium);
+        Ok(())
     }
 }
 

@@ -20,13 +20,17 @@ use uuid::Uuid;
 
 use crate::error::Class;
 use crate::event::Seq;
+use crate::system::Clock;
 
 mod batch;
 pub mod block;
 mod generations;
 mod identity;
+pub mod ledger;
 pub mod probe;
+mod reserve;
 mod run;
+pub mod scan;
 mod sled;
 pub mod store;
 mod writer;
@@ -40,13 +44,18 @@ mod model;
 #[cfg(test)]
 mod tests;
 
-pub use batch::Batch;
+pub use batch::{Batch, Terms, WhenFull};
+pub use block::Rank;
 pub use generations::Figures;
+pub use identity::LogName;
 pub use run::Run;
 
-use generations::Generations;
+use generations::{Generations, Limits};
+use identity::{HighWater, Identity};
+use ledger::{Entries, Ledger, Reason};
+use reserve::Reserve;
 use store::{Shelf, StoreError};
-use writer::{Append, Command, Writer};
+use writer::{Ages, Append, Command, Writer};
 
 /// Most appends waiting for the writer; their bytes have a limit of their own. Ten thousand small waiters share one
 /// sync as well as a thousand, so this only bounds bookkeeping.
@@ -58,24 +67,21 @@ const QUEUE_OTHERS_MAX: usize = 16;
 /// How much longer than its deadline an append waits for the writer to say what became of it.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
 
-/// What to do with an append that does not fit below `bytes_max`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhenFull {
-    /// The append waits for room, as long as its caller allows.
-    Block,
-    /// The append is refused at once.
-    Reject,
-}
-
 /// How the buffer is opened. Every limit has its key in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// The buffer's own directory, made when it is missing; one owner at a time.
     pub dir: PathBuf,
+    /// The loss ledger, beside the directory: a wiped buffer does not take it along.
+    pub ledger: PathBuf,
+    /// The agent's name, which belongs to the position of an event.
+    pub agent: String,
     /// Most bytes of disk, everything in the directory counted.
     pub bytes_max: u64,
-    /// The policy at that limit.
-    pub when_full: WhenFull,
+    /// Bytes of the file system that are left to others; 0 for no such floor.
+    pub free_min: u64,
+    /// Events older than this are given up and counted.
+    pub age_max: Option<Duration>,
     /// Shortest time between two syncs; zero: the next group starts when the last one is synced.
     pub commit_interval: Duration,
     /// Most bytes of encoded events waiting for the writer.
@@ -159,6 +165,24 @@ pub enum OpenError {
         /// Its layout version.
         format: u32,
     },
+    /// A later version wrote a part of it. Install that version again, or move the directory away.
+    #[error(
+        "generation {first} was written in block format {format}, which this agent does not know; it was not touched"
+    )]
+    NewerBlocks {
+        /// The generation.
+        first: Seq,
+        /// Its format.
+        format: u8,
+    },
+    /// The directory belongs to something else. Give the buffer one of its own.
+    #[error("{} is not a fieldpost buffer: it holds {found}; set agent.data_dir to a directory of its own", dir.display())]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+        /// Something in it.
+        found: String,
+    },
     /// The directory or a file in it cannot be made, read or written.
     #[error("{0}")]
     Io(String),
@@ -235,6 +259,7 @@ struct Inner {
     room: Arc<Semaphore>,
     queue_bytes_max: usize,
     log: Log,
+    logs: Vec<LogName>,
     published: Arc<Published>,
 }
 
@@ -243,6 +268,7 @@ struct Inner {
 struct Published {
     durable: watch::Sender<Seq>,
     figures: Mutex<Figures>,
+    ledger: Mutex<Entries>,
     is_full: AtomicBool,
     cursor_asked: AtomicU64,
     is_commit_queued: AtomicBool,
@@ -270,6 +296,20 @@ impl WriterThread {
 }
 
 impl Options {
+    /// A buffer of 1 GiB in `data_dir`, with nothing else limited.
+    pub fn new(data_dir: &Path) -> Self {
+        Self {
+            dir: data_dir.join("buffer"),
+            ledger: data_dir.join("LEDGER"),
+            agent: "agent".into(),
+            bytes_max: 1 << 30,
+            free_min: 0,
+            age_max: None,
+            commit_interval: Duration::ZERO,
+            queue_bytes_max: 4 << 20,
+        }
+    }
+
     /// The largest batch, in bytes as it is stored, that the buffer takes for certain once it is drained: on disk it
     /// costs more than its size. With [`Wait::Forever`] a larger one may wait for ever.
     pub fn batch_bytes_max(&self) -> usize {
@@ -282,39 +322,47 @@ impl Buffer {
     ///
     /// # Errors
     /// [`OpenError`]: the agent cannot start; nothing was lost.
-    pub fn open(options: &Options, boot: [u8; 16]) -> Result<(Self, WriterThread), OpenError> {
+    pub fn open(
+        options: &Options,
+        boot: [u8; 16],
+        clock: Arc<Clock>,
+    ) -> Result<(Self, WriterThread), OpenError> {
         let dir = &options.dir;
         std::fs::create_dir_all(dir).map_err(|e| OpenError::io(dir, &e))?;
+        identity::refuse_foreign(dir)?;
         let lock = identity::Lock::take(dir)?;
-        Self::open_on(sled::SledShelf::new(dir.clone()), options, boot, lock)
+        Self::open_on(sled::SledShelf::new(dir.clone()), options, boot, clock, lock)
     }
 
     fn open_on<H: Shelf + 'static>(
         shelf: H,
         options: &Options,
         boot: [u8; 16],
+        clock: Arc<Clock>,
         lock: identity::Lock,
     ) -> Result<(Self, WriterThread), OpenError> {
-        let identity = identity::Identity::open(&options.dir)?;
-        let high_water = identity::HighWater::open(&options.dir)?;
+        let ledger = Ledger::open(&options.ledger);
+        let identity = Identity::open(&options.dir, &options.agent, ledger.witness())?;
+        let high_water = HighWater::open(&options.dir)?;
+        let reserve = Reserve::new(&options.dir, options.bytes_max);
         let log = Log { id: identity.log(), epoch: identity.epoch() };
-        let generations = Generations::open(shelf, identity, high_water, boot, options.bytes_max)?;
+        let logs = identity.logs().to_vec();
+        let Options { bytes_max, free_min, age_max, .. } = *options;
+        let limits = Limits { bytes_max, free_min, age_max };
+        let generations = Generations::open(shelf, identity, high_water, ledger, reserve, boot, limits)?;
         let figures = generations.figures();
         let (commands, received) = sync_channel(QUEUE_APPENDS_MAX + QUEUE_OTHERS_MAX);
         let published = Arc::new(Published {
             durable: watch::Sender::new(figures.durable),
             figures: Mutex::new(figures),
+            ledger: Mutex::new(generations.ledger().clone()),
             is_full: AtomicBool::new(false),
             cursor_asked: AtomicU64::new(figures.cursor.0),
             is_commit_queued: AtomicBool::new(false),
         });
-        let writer = Writer::new(
-            generations,
-            received,
-            Arc::clone(&published),
-            options.when_full,
-            options.commit_interval,
-        );
+        let ages = options.age_max.map(|age_max| Ages::new(boot, clock, age_max));
+        let writer =
+            Writer::new(generations, received, Arc::clone(&published), options.commit_interval, ages);
         let (end, ended) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("buffer-writer".into())
@@ -329,6 +377,7 @@ impl Buffer {
             room: Arc::new(Semaphore::new(options.queue_bytes_max)),
             queue_bytes_max: options.queue_bytes_max,
             log,
+            logs,
             published,
         };
         Ok((Self { inner: Arc::new(inner) }, WriterThread { thread, ended }))
@@ -337,6 +386,27 @@ impl Buffer {
     /// What identifies the events of this buffer.
     pub fn log(&self) -> Log {
         self.inner.log
+    }
+
+    /// The names of the events in it, by ascending epoch: an event has the last one that begins at or before its epoch.
+    pub fn logs(&self) -> &[LogName] {
+        &self.inner.logs
+    }
+
+    /// What was lost or refused, by reason, since the ledger began.
+    pub fn ledger(&self) -> Entries {
+        self.inner.published.ledger.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts events that were not taken, or were lost behind the buffer, in the ledger; durable soon. Does not wait;
+    /// `false` when the writer has no time for it now: count them again later.
+    pub fn count(&self, reason: Reason, events: u64) -> bool {
+        self.inner.commands.try_send(Command::Count { reason, events }).is_ok()
+    }
+
+    /// Remembers that the first `events` of `reason` were announced; as [`Self::count`].
+    pub fn announced(&self, reason: Reason, events: u64) -> bool {
+        self.inner.commands.try_send(Command::Announced { reason, events }).is_ok()
     }
 
     /// The numbers after the last commit.

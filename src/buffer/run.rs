@@ -1,13 +1,16 @@
 //! Events on their way out: a run of decompressed blocks.
 
 use super::block::Origin;
-use crate::event::{Event, Seq};
+use super::generations::last_event;
+use crate::event::{Event, Seq, Stamp};
 
 /// Events in order, each with its position, decoded without a copy. Made once and filled again and again.
 #[derive(Debug, Default)]
 pub struct Run {
     bytes: Vec<u8>,
     blocks: Vec<Span>,
+    /// End of what the blocks took of the bytes.
+    closed: usize,
     /// Events up to here are in the first block but were not asked for.
     after: Seq,
     end: Seq,
@@ -27,6 +30,7 @@ impl Run {
     pub(super) fn restart(&mut self, after: Seq) {
         self.bytes.clear();
         self.blocks.clear();
+        self.closed = 0;
         (self.after, self.end) = (after, after);
     }
 
@@ -47,13 +51,36 @@ impl Run {
 
     /// Takes what was unpacked since the last call as the `count` events from `first` on.
     pub(super) fn close(&mut self, first: Seq, count: u16, origin: Origin) {
-        let start = self.blocks.last().map_or(0, |span| span.end);
+        let start = std::mem::replace(&mut self.closed, self.bytes.len());
         self.blocks.push(Span { first, count, origin, start, end: self.bytes.len() });
     }
 
     /// Drops what was unpacked since the last [`Run::close`].
     pub(super) fn forget(&mut self) {
-        self.bytes.truncate(self.blocks.last().map_or(0, |span| span.end));
+        self.bytes.truncate(self.closed);
+    }
+
+    /// Takes out the blocks for which `is_dropped` holds, by the times of their newest event, and answers their
+    /// positions, first and last.
+    pub(super) fn drop_blocks(&mut self, is_dropped: impl Fn(Origin, Stamp) -> bool) -> Vec<(Seq, Seq)> {
+        let mut dropped = Vec::new();
+        let bytes = &self.bytes;
+        self.blocks.retain(|span| {
+            let newest = last_event(bytes.get(span.start..span.end).unwrap_or_default(), span.count);
+            let goes = newest.is_some_and(|event| is_dropped(span.origin, event.received));
+            if goes {
+                dropped.push((span.first, span.first.plus(u64::from(span.count) - 1)));
+            }
+            !goes
+        });
+        dropped
+    }
+
+    /// Origin and time of the last event in it.
+    pub(super) fn newest(&self) -> Option<(Origin, Stamp)> {
+        let span = self.blocks.last()?;
+        let event = last_event(self.bytes.get(span.start..span.end)?, span.count)?;
+        Some((span.origin, event.received))
     }
 
     /// Bytes of the encoded events in it.

@@ -2,18 +2,17 @@
 //!
 //! What sled does not promise is added here (measured, see ARCHITECTURE.md): its `flush` ends without a sync of the
 //! disk, so [`SledStore::sync`] syncs the `db` file itself; a new database's files and folders are synced before its
-//! first use; and a damaged database panics while it is opened, so every call runs under `catch_unwind`.
+//! first use; every call runs under `catch_unwind`, since sled panics on what it does not expect; and no database is
+//! ever opened again, since opening a damaged one panics or zeroes what it does not understand.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
-
-use super::store::{Listed, Shelf, Store, StoreError, Visit};
+use super::scan::Source;
+use super::store::{Fill, Listed, Shelf, Store, StoreError, Visit};
 use crate::event::Seq;
 use crate::log::quietly;
 
@@ -23,12 +22,14 @@ pub(super) const SEGMENT_BYTES: usize = 512 * 1024;
 /// sled's page cache per open database. Two are open at most: the newest and the one being drained.
 const CACHE_BYTES: u64 = 2_000_000;
 
-/// Below this much free space a failed open is taken for a full disk and never for damage.
+/// Below this much free space a panic is taken for a full disk and never for damage.
 const FREE_BYTES_MIN: u64 = 4 * SEGMENT_BYTES as u64;
 
-/// How long a generation that was just closed may still be in use, and how often that is looked at.
-const RELEASE_WAIT: Duration = Duration::from_secs(1);
-const RELEASE_STEP: Duration = Duration::from_millis(1);
+/// The file with the blocks: sled's own name, kept by replacements.
+const BLOCKS: &str = "db";
+
+/// Beside it: what the agent noted of a sealed generation.
+const NOTE: &str = "note";
 
 /// A directory of generations `NNNNNNNNNNNNNNNNNNNN.gen`.
 #[derive(Debug)]
@@ -54,12 +55,20 @@ impl SledShelf {
     }
 
     fn dir(&self, first: Seq) -> PathBuf {
-        self.root.join(format!("{:020}.gen", first.0))
+        self.named(first, "gen")
+    }
+
+    fn named(&self, first: Seq, extension: &str) -> PathBuf {
+        self.root.join(format!("{:020}.{extension}", first.0))
+    }
+
+    /// The folder of a generation; of several copies that were set aside, the first.
+    fn place(&self, listed: Listed) -> PathBuf {
+        self.named(listed.first, if listed.is_aside { "bad" } else { "gen" })
     }
 
     fn start(&self, first: Seq) -> Result<SledStore, StoreError> {
         let dir = self.dir(first);
-        await_release(&dir.join("db"))?;
         let opened = quietly(AssertUnwindSafe(|| {
             sled::Config::new()
                 .path(&dir)
@@ -68,6 +77,7 @@ impl SledShelf {
                 .mode(sled::Mode::LowSpace)
                 .flush_every_ms(None)
                 .use_compression(false)
+                .create_new(true)
                 .open()
         }));
         let db = match opened {
@@ -75,9 +85,25 @@ impl SledShelf {
             Ok(Err(error)) => return Err(verdict(&self.root, store_error(&error))),
             Err(panic) => return Err(verdict(&self.root, StoreError::Damaged(panic_text(&*panic)))),
         };
-        let file = File::open(dir.join("db")).map_err(|e| io_error(&dir.join("db"), &e))?;
+        let file = File::open(dir.join(BLOCKS)).map_err(|e| io_error(&dir.join(BLOCKS), &e))?;
         let other_bytes = other_bytes(&dir).map_err(|e| io_error(&dir, &e))?;
         Ok(SledStore { db, dir, file, other_bytes })
+    }
+
+    fn remove(&self, dir: &Path, first: Seq) -> Result<(), StoreError> {
+        let condemned = self.named(first, "del");
+        // What an earlier removal left.
+        match fs::remove_dir_all(&condemned) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(&condemned, &e)),
+            _ => {}
+        }
+        // Order: renamed before it is emptied, so that a half-deleted generation is never taken for a damaged one.
+        match fs::rename(dir, &condemned) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            renamed => renamed.map_err(|e| io_error(dir, &e))?,
+        }
+        sync_path(&self.root).map_err(|e| io_error(&self.root, &e))?;
+        fs::remove_dir_all(&condemned).map_err(|e| io_error(&condemned, &e))
     }
 }
 
@@ -102,7 +128,12 @@ impl Shelf for SledShelf {
             match (first, path.extension().and_then(|e| e.to_str())) {
                 (Some(first), Some("gen")) => found.push(Listed { first, is_aside: false }),
                 (Some(first), Some("bad")) => found.push(Listed { first, is_aside: true }),
-                (Some(_), Some("del")) => fs::remove_dir_all(&path).map_err(|e| io_error(&path, &e))?,
+                (Some(_), Some("del" | "new")) => {
+                    // It is tried again at the next start; only its space is missing until then.
+                    if let Err(error) = fs::remove_dir_all(&path) {
+                        tracing::warn!(path = %path.display(), %error, "a leftover could not be deleted");
+                    }
+                }
                 _ => {}
             }
         }
@@ -118,30 +149,45 @@ impl Shelf for SledShelf {
         Ok(store)
     }
 
-    fn open(&mut self, first: Seq) -> Result<SledStore, StoreError> {
-        let dir = self.dir(first);
-        if !dir.join("db").is_file() {
-            // sled would make an empty database here and hide the loss.
-            return Err(StoreError::Damaged(format!("{} has no db file", dir.display())));
+    fn source(&self, listed: Listed) -> Result<Box<dyn Source>, StoreError> {
+        let path = self.place(listed).join(BLOCKS);
+        match File::open(&path) {
+            Ok(file) => Ok(Box::new(file)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Err(StoreError::Damaged(format!("{} is missing", path.display())))
+            }
+            Err(e) => Err(io_error(&path, &e)),
         }
-        self.start(first)
     }
 
-    fn disk_bytes(&self, first: Seq) -> u64 {
-        let dir = self.dir(first);
-        let db_bytes = fs::metadata(dir.join("db")).map_or(0, |m| m.len());
-        db_bytes + other_bytes(&dir).unwrap_or(0)
+    fn settle(&self, first: Seq) -> Result<(), StoreError> {
+        let path = self.dir(first).join(BLOCKS);
+        File::open(&path).and_then(|file| file.sync_data()).map_err(|e| io_error(&path, &e))
+    }
+
+    fn note(&self, first: Seq, note: &[u8]) {
+        let path = self.dir(first).join(NOTE);
+        if let Err(error) = fs::write(&path, note) {
+            tracing::debug!(path = %path.display(), %error, "not noted; it is found out again when it is needed");
+        }
+    }
+
+    fn noted(&self, first: Seq) -> Option<Vec<u8>> {
+        fs::read(self.dir(first).join(NOTE)).ok()
+    }
+
+    fn disk_bytes(&self, listed: Listed) -> u64 {
+        let dir = self.place(listed);
+        let bytes = fs::metadata(dir.join(BLOCKS)).map_or(0, |m| m.len());
+        bytes + other_bytes(&dir).unwrap_or(0)
+    }
+
+    fn free_bytes(&self) -> u64 {
+        crate::system::free_bytes(&self.root).unwrap_or(u64::MAX)
     }
 
     fn delete(&mut self, first: Seq) -> Result<(), StoreError> {
-        let (dir, condemned) = (self.dir(first), self.root.join(format!("{:020}.del", first.0)));
-        // Order: renamed before it is emptied, so that a half-deleted database is never taken for a damaged one.
-        match fs::rename(&dir, &condemned) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            renamed => renamed.map_err(|e| io_error(&dir, &e))?,
-        }
-        sync_path(&self.root).map_err(|e| io_error(&self.root, &e))?;
-        fs::remove_dir_all(&condemned).map_err(|e| io_error(&condemned, &e))
+        self.remove(&self.dir(first), first)
     }
 
     fn set_aside(&mut self, first: Seq) -> Result<String, StoreError> {
@@ -157,6 +203,52 @@ impl Shelf for SledShelf {
             }
         }
         Err(StoreError::Io(format!("{}: too many damaged copies beside it", dir.display())))
+    }
+
+    fn delete_aside(&mut self, first: Seq) -> Result<(), StoreError> {
+        self.remove(&self.named(first, "bad"), first)
+    }
+
+    fn prepare(&mut self, first: Seq, fill: &mut Fill<'_>) -> Result<(), StoreError> {
+        let dir = self.named(first, "new");
+        let mut write = || {
+            let failed = |e: io::Error| io_error(&dir, &e);
+            // What an interrupted one left.
+            match fs::remove_dir_all(&dir) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+                _ => {}
+            }
+            fs::create_dir(&dir).map_err(failed)?;
+            let mut file = BufWriter::new(File::create(dir.join(BLOCKS)).map_err(failed)?);
+            fill(&mut |block| file.write_all(block).map_err(failed))?;
+            let file = file.into_inner().map_err(|e| failed(e.into_error()))?;
+            file.sync_all().map_err(failed)?;
+            sync_path(&dir).and_then(|()| sync_path(&self.root)).map_err(failed)
+        };
+        write().inspect_err(|_| {
+            // A full disk needs its space at once; what stays is cleared away by the next list.
+            let _ = fs::remove_dir_all(&dir);
+        })
+    }
+
+    fn swap_in(&mut self, first: Seq, last: Seq) -> Result<(), StoreError> {
+        let new = self.named(first, "new");
+        if !new.is_dir() {
+            return Ok(());
+        }
+        let failed = |e: io::Error| io_error(&self.root, &e);
+        let mut replaced = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let is_generation = path.extension().is_some_and(|e| e == "gen");
+            let stem = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse().ok()).map(Seq);
+            replaced.extend(stem.filter(|seq| is_generation && (first..=last).contains(seq)));
+        }
+        for seq in replaced {
+            self.remove(&self.dir(seq), seq)?;
+        }
+        fs::rename(&new, self.dir(first)).map_err(failed)?;
+        sync_path(&self.root).map_err(failed)
     }
 }
 
@@ -200,31 +292,11 @@ impl Store for SledStore {
 
     fn sync(&mut self) -> Result<(), StoreError> {
         guarded(|| self.db.flush())?;
-        self.file.sync_data().map_err(|e| io_error(&self.dir.join("db"), &e))
+        self.file.sync_data().map_err(|e| io_error(&self.dir.join(BLOCKS), &e))
     }
 
     fn disk_bytes(&self) -> u64 {
         self.file.metadata().map_or(0, |m| m.len()) + self.other_bytes
-    }
-}
-
-/// Waits until nobody holds the database's lock any more. sled's own threads may go on with a closed database for a
-/// moment (it truncates its file in the background), and opening it again then fails.
-fn await_release(db: &Path) -> Result<(), StoreError> {
-    let file = match File::open(db) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        opened => opened.map_err(|e| io_error(db, &e))?,
-    };
-    let deadline = Instant::now() + RELEASE_WAIT;
-    loop {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            // Closing the file gives the lock back.
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                std::thread::park_timeout(RELEASE_STEP);
-            }
-            Err(errno) => return Err(io_error(db, &errno.into())),
-        }
     }
 }
 
@@ -277,7 +349,7 @@ fn other_bytes(dir: &Path) -> io::Result<u64> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let meta = entry.metadata()?;
-        if meta.is_file() && entry.file_name() != "db" {
+        if meta.is_file() && entry.file_name() != BLOCKS {
             sum += meta.len();
         }
     }

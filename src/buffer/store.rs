@@ -1,14 +1,17 @@
-//! The seam to the disk: one ordered key-value store per generation, and the shelf that holds them.
+//! The seam to the disk: one ordered key-value store for the newest generation, files of blocks for the sealed ones,
+//! and the shelf that holds them all.
 //!
-//! Three implementations keep the same contract (`contract`): sled, memory, and memory that forgets everything
-//! since the last sync. The contract: after [`Store::sync`] returned `Ok`, every earlier `put` and `remove` survives
-//! a power cut; without it each of them may or may not survive.
+//! A store is written from its making to its sealing and never opened again: sealed generations are read as files, block
+//! by block (`scan`), whatever the store made of them. Three implementations keep the same contract (`contract`):
+//! sled, memory, and memory that forgets everything since the last sync. The contract: after [`Store::sync`] returned
+//! `Ok`, every earlier `put` and `remove` survives a power cut; without it each of them may or may not survive.
 
 use std::fmt::Debug;
 use std::ops::ControlFlow;
 
 use thiserror::Error;
 
+use super::scan::Source;
 use crate::error::Class;
 use crate::event::Seq;
 
@@ -92,7 +95,7 @@ pub trait Shelf: Send + Debug {
     type Store: Store;
 
     /// All generations by ascending first sequence number, also those that were set aside. Leftovers of an interrupted
-    /// removal are cleared away.
+    /// removal or replacement are cleared away.
     ///
     /// # Errors
     /// [`StoreError::Io`]: the directory cannot be read.
@@ -101,17 +104,32 @@ pub trait Shelf: Send + Debug {
     /// Makes a new, empty generation whose existence survives a power cut once this returned.
     ///
     /// # Errors
-    /// [`StoreError`]; nothing usable was made.
+    /// [`StoreError`]; something may have been made: [`Shelf::delete`] it. One of that name that is there is an error.
     fn create(&mut self, first: Seq) -> Result<Self::Store, StoreError>;
 
-    /// Opens an existing generation.
+    /// The bytes of a generation that is not open.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`]: set it aside. The others: keep it and try again later.
-    fn open(&mut self, first: Seq) -> Result<Self::Store, StoreError>;
+    /// [`StoreError::Damaged`]: there are none. The others: it is there and cannot be read now.
+    fn source(&self, listed: Listed) -> Result<Box<dyn Source>, StoreError>;
+
+    /// Makes what a dead process wrote to a generation durable.
+    ///
+    /// # Errors
+    /// [`StoreError`]: a power cut may still take it.
+    fn settle(&self, first: Seq) -> Result<(), StoreError>;
+
+    /// Writes `note` beside a generation, for [`Shelf::noted`]; not synced, may be lost.
+    fn note(&self, first: Seq, note: &[u8]);
+
+    /// What was noted, if it is still there.
+    fn noted(&self, first: Seq) -> Option<Vec<u8>>;
 
     /// Bytes of disk that a generation takes, open or not; 0 when that cannot be found out.
-    fn disk_bytes(&self, first: Seq) -> u64;
+    fn disk_bytes(&self, listed: Listed) -> u64;
+
+    /// Bytes that may still be written to the disk; the largest number when that cannot be found out.
+    fn free_bytes(&self) -> u64;
 
     /// Deletes a generation that is not open, over a power cut too. One that is not there counts as deleted.
     ///
@@ -119,9 +137,32 @@ pub trait Shelf: Send + Debug {
     /// [`StoreError::Io`]: it may still be there, whole or in part; the next [`Shelf::list`] goes on with it.
     fn delete(&mut self, first: Seq) -> Result<(), StoreError>;
 
-    /// Takes a generation out of the row and keeps it for salvage, and says where.
+    /// Takes a generation out of the row and keeps it, and says where.
     ///
     /// # Errors
     /// [`StoreError::Io`]: it is still in the row.
     fn set_aside(&mut self, first: Seq) -> Result<String, StoreError>;
+
+    /// Deletes the oldest copy of a generation that was set aside.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]: it is still there.
+    fn delete_aside(&mut self, first: Seq) -> Result<(), StoreError>;
+
+    /// Writes a replacement for the generations from `first` on, that `fill` brings block by block; durable, and not
+    /// in the row before [`Shelf::swap_in`].
+    ///
+    /// # Errors
+    /// [`StoreError`]: nothing has changed.
+    fn prepare(&mut self, first: Seq, fill: &mut Fill<'_>) -> Result<(), StoreError>;
+
+    /// Deletes the generations whose first is in `first..=last` and puts the prepared one in their place. Called again
+    /// after an interruption it goes on; when it is done already, it does nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`]: call it again before the next [`Shelf::list`].
+    fn swap_in(&mut self, first: Seq, last: Seq) -> Result<(), StoreError>;
 }
+
+/// Brings a replacement's blocks: calls its argument for each.
+pub type Fill<'a> = dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<(), StoreError>) -> Result<(), StoreError> + 'a;

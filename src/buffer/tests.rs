@@ -7,17 +7,16 @@ use crate::event::{Event, EventId, Payload, Stamp};
 const BOOT: [u8; 16] = [1; 16];
 
 fn options(dir: &Path) -> Options {
-    Options {
-        dir: dir.to_owned(),
-        bytes_max: 64 * 1024 * 1024,
-        when_full: WhenFull::Block,
-        commit_interval: Duration::ZERO,
-        queue_bytes_max: 4 * 1024 * 1024,
-    }
+    Options { bytes_max: 64 * 1024 * 1024, ..Options::new(dir) }
 }
 
 fn batch(from: u64, count: u64, payload: &str) -> Batch {
+    batch_on(WhenFull::Block, from, count, payload)
+}
+
+fn batch_on(when_full: WhenFull, from: u64, count: u64, payload: &str) -> Batch {
     let mut batch = Batch::new();
+    batch.set_terms(Terms { when_full, priority: 0 });
     for n in from..from + count {
         let id = n.to_string();
         let received = Stamp { wall_us: 1, boot_us: 2, clock_trusted: true };
@@ -52,7 +51,7 @@ async fn read_ids(buffer: &Buffer, mut after: Seq) -> Vec<u64> {
 #[tokio::test]
 async fn what_was_appended_is_there_after_a_restart_in_order() {
     let dir = tempfile::tempdir().unwrap();
-    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT).unwrap();
+    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
     let large = format!("\"{}\"", "x".repeat(100_000));
     let mut next = 1;
     for count in [1, 100, 1, 1000] {
@@ -66,7 +65,7 @@ async fn what_was_appended_is_there_after_a_restart_in_order() {
     buffer.close().await;
     thread.ended().await.unwrap();
 
-    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT).unwrap();
+    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
     assert_eq!(buffer.figures().cursor, Seq(50));
     assert_eq!(buffer.log().epoch, 2);
     assert_eq!(read_ids(&buffer, Seq(50)).await, (51..next).collect::<Vec<_>>());
@@ -79,7 +78,7 @@ async fn what_was_appended_is_there_after_a_restart_in_order() {
 #[tokio::test]
 async fn space_comes_back_behind_the_cursor() {
     let dir = tempfile::tempdir().unwrap();
-    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT).unwrap();
+    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
     let mut rng = fastrand::Rng::with_seed(3);
     let noise: String = (0..1000).map(|_| rng.alphanumeric()).collect();
     let mut next = 1;
@@ -105,7 +104,7 @@ async fn space_comes_back_behind_the_cursor() {
 
 /// A buffer on a scripted shelf.
 struct Bench {
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     shelf: MemoryShelf,
     options: Options,
 }
@@ -114,19 +113,20 @@ impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = options(dir.path());
-        Self { dir, shelf: MemoryShelf::new(Cut::Any, 9), options }
+        Self { _dir: dir, shelf: MemoryShelf::new(Cut::Any, 9), options }
     }
 
     /// Room for a few megabytes.
-    fn small(when_full: WhenFull) -> Self {
+    fn small() -> Self {
         let mut bench = Self::new();
-        (bench.options.when_full, bench.options.bytes_max) = (when_full, 6 * 1024 * 1024);
+        bench.options.bytes_max = 6 * 1024 * 1024;
         bench
     }
 
     fn open(&self) -> (Buffer, WriterThread) {
-        let lock = identity::Lock::take(self.dir.path()).unwrap();
-        Buffer::open_on(self.shelf.clone(), &self.options, BOOT, lock).unwrap()
+        std::fs::create_dir_all(&self.options.dir).unwrap();
+        let lock = identity::Lock::take(&self.options.dir).unwrap();
+        Buffer::open_on(self.shelf.clone(), &self.options, BOOT, Arc::default(), lock).unwrap()
     }
 }
 
@@ -166,11 +166,11 @@ async fn started(
 
 #[tokio::test]
 async fn reject_refuses_at_once_and_gives_the_batch_back() {
-    let bench = Bench::small(WhenFull::Reject);
+    let bench = Bench::small();
     let (buffer, thread) = bench.open();
     let count = fill(&buffer).await;
     assert!(count > 5 && buffer.is_full());
-    let large = batch(count + 1, 1, &noise(0, 100_000));
+    let large = batch_on(WhenFull::Reject, count + 1, 1, &noise(0, 100_000));
     let refused = buffer.append(large.clone(), Wait::Forever).await.unwrap_err();
     assert_eq!((refused.reason, refused.batch), (AppendError::Full, Some(large.clone())));
     buffer.commit_durable(Seq(count)).await.unwrap();
@@ -182,7 +182,7 @@ async fn reject_refuses_at_once_and_gives_the_batch_back() {
 
 #[tokio::test]
 async fn block_waits_for_room_up_to_the_deadline() {
-    let bench = Bench::small(WhenFull::Block);
+    let bench = Bench::small();
     let (buffer, thread) = bench.open();
     let count = fill(&buffer).await;
     let large = batch(count + 1, 1, &noise(0, 100_000));
@@ -196,7 +196,7 @@ async fn block_waits_for_room_up_to_the_deadline() {
 
 #[tokio::test]
 async fn block_goes_on_in_order_when_a_commit_makes_room() {
-    let bench = Bench::small(WhenFull::Block);
+    let bench = Bench::small();
     let (buffer, thread) = bench.open();
     let count = fill(&buffer).await;
     let first = started(&buffer, batch(count + 1, 1, &noise(0, 100_000)), Wait::Forever).await;
@@ -356,14 +356,14 @@ async fn a_commit_that_was_not_waited_for_is_durable_after_close() {
 #[tokio::test]
 async fn a_second_owner_is_told_who_the_first_is() {
     let dir = tempfile::tempdir().unwrap();
-    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT).unwrap();
-    match Buffer::open(&options(dir.path()), BOOT) {
+    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
+    match Buffer::open(&options(dir.path()), BOOT, Arc::default()) {
         Err(OpenError::Locked { owner, .. }) => assert_eq!(owner, Some(std::process::id())),
         other => panic!("{other:?}"),
     }
     buffer.close().await;
     thread.ended().await.unwrap();
-    Buffer::open(&options(dir.path()), BOOT).unwrap();
+    Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
 }
 
 #[tokio::test]
@@ -429,4 +429,238 @@ async fn a_dead_writer_is_noticed() {
     assert_eq!(buffer.read(Seq(0), 1, Run::default()).await.unwrap_err(), ReadError::Closed);
     buffer.commit(Seq(1));
     buffer.close().await;
+}
+
+fn terms(when_full: WhenFull, priority: u8) -> Terms {
+    Terms { when_full, priority }
+}
+
+/// `count` events of about 100 KB of noise, one append each, on these terms; the ids go on from `from`.
+async fn append_large(buffer: &Buffer, terms: Terms, from: u64, count: u64) {
+    for n in from..from + count {
+        let mut large = Batch::new();
+        large.set_terms(terms);
+        let (id, payload) = (n.to_string(), noise(n, 100_000));
+        let received = Stamp { wall_us: 1, boot_us: 2, clock_trusted: true };
+        let event = Event {
+            id: EventId::Given(&id),
+            kind: "reading",
+            source_type: "meter",
+            source_id: "m-1",
+            timestamp: None,
+            received,
+            payload: Payload::Json(&payload),
+        };
+        large.push(&event, usize::MAX).unwrap();
+        buffer.append(large, Wait::AtMost(Duration::from_secs(20))).await.unwrap();
+    }
+}
+
+fn counted(buffer: &Buffer, reason: Reason) -> u64 {
+    buffer.ledger().get(&reason).map_or(0, |entry| entry.events)
+}
+
+#[tokio::test]
+async fn drop_oldest_gives_up_the_oldest_and_counts_every_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for bytes_max in [4 << 20, 20 << 20] {
+        let options = Options { bytes_max, ..Options::new(&dir.path().join(bytes_max.to_string())) };
+        let (buffer, thread) = Buffer::open(&options, BOOT, Arc::default()).unwrap();
+        let count = 3 * bytes_max / 100_000;
+        append_large(&buffer, terms(WhenFull::DropOldest, 0), 1, count).await;
+        assert!(buffer.figures().disk_bytes <= bytes_max);
+        let kept = read_ids(&buffer, Seq(0)).await;
+        let evicted = counted(&buffer, Reason::Evicted);
+        assert_eq!(kept, (evicted + 1..=count).collect::<Vec<_>>(), "{:?}", buffer.ledger());
+        assert!(kept.len() as u64 * 100_000 >= bytes_max / 6, "{} of {bytes_max} are used", kept.len());
+        assert_eq!(buffer.ledger()[&Reason::Evicted].ranges, [(Seq(1), Seq(evicted))]);
+        buffer.close().await;
+        thread.ended().await.unwrap();
+
+        let (buffer, thread) = Buffer::open(&options, BOOT, Arc::default()).unwrap();
+        assert_eq!(read_ids(&buffer, Seq(0)).await, kept, "gaps survive");
+        assert_eq!((counted(&buffer, Reason::Evicted), counted(&buffer, Reason::Corrupt)), (evicted, 0));
+        buffer.close().await;
+        thread.ended().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_lowest_priority_goes_first_and_what_was_promised_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { bytes_max: 24 << 20, ..Options::new(dir.path()) };
+    let (buffer, thread) = Buffer::open(&options, BOOT, Arc::default()).unwrap();
+    let (telemetry, state, alarm) =
+        (terms(WhenFull::DropOldest, 1), terms(WhenFull::DropOldest, 5), terms(WhenFull::Block, 9));
+    let mut next = 1;
+    let (mut states, mut alarms) = (Vec::new(), Vec::new());
+    for _ in 0..100 {
+        append_large(&buffer, telemetry, next, 4).await;
+        append_large(&buffer, state, next + 4, 1).await;
+        states.push(next + 4);
+        if alarms.len() < 30 {
+            append_large(&buffer, alarm, next + 5, 1).await;
+            alarms.push(next + 5);
+            next += 1;
+        }
+        next += 5;
+    }
+    let kept = read_ids(&buffer, Seq(0)).await;
+    assert!(kept.is_sorted());
+    assert!(alarms.iter().all(|id| kept.contains(id)), "no alarm is given up");
+    let is_telemetry = |id: &&u64| !states.contains(id) && !alarms.contains(id);
+    let telemetry_kept = kept.iter().filter(is_telemetry).count();
+    let states_kept = kept.iter().filter(|id| states.contains(id)).count();
+    assert!(telemetry_kept < 100 && states_kept == 100, "{telemetry_kept} and {states_kept}");
+    assert_eq!(counted(&buffer, Reason::Evicted), next - 1 - kept.len() as u64);
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_drain_has_read_is_not_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { bytes_max: 8 << 20, ..Options::new(dir.path()) };
+    let (buffer, thread) = Buffer::open(&options, BOOT, Arc::default()).unwrap();
+    append_large(&buffer, terms(WhenFull::DropOldest, 0), 1, 8).await;
+    let run = buffer.read(Seq(0), 500_000, Run::default()).await.unwrap();
+    let handed = run.end().0;
+    assert!(handed >= 5);
+    append_large(&buffer, terms(WhenFull::DropOldest, 0), 9, 200).await;
+    let kept = read_ids(&buffer, Seq(0)).await;
+    assert_eq!(kept[..handed as usize], (1..=handed).collect::<Vec<_>>());
+    assert!(counted(&buffer, Reason::Evicted) > 50);
+    assert_eq!(kept.len() as u64 + counted(&buffer, Reason::Evicted), 208);
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_buffer_full_of_what_was_promised_refuses_what_could_be_dropped() {
+    let bench = Bench::small();
+    let (buffer, thread) = bench.open();
+    let count = fill(&buffer).await;
+    let refused = buffer
+        .append(batch_on(WhenFull::DropOldest, count + 1, 1, &noise(0, 100_000)), Wait::Forever)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason, AppendError::Full);
+    assert_eq!(counted(&buffer, Reason::Evicted), 0);
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_floor_of_free_space_counts_as_full() {
+    let mut bench = Bench::new();
+    bench.options.free_min = 100 << 20;
+    let (buffer, thread) = bench.open();
+    buffer.append(batch(1, 1, "1"), Wait::Forever).await.unwrap();
+    bench.shelf.set_free_bytes(101 << 20);
+    let refused = buffer.append(batch_on(WhenFull::Reject, 2, 1, "1"), Wait::Forever).await.unwrap_err();
+    assert_eq!(refused.reason, AppendError::Full);
+    assert!(buffer.is_full());
+    bench.shelf.set_free_bytes(1 << 30);
+    buffer.append(batch(2, 1, "1"), Wait::Forever).await.unwrap();
+    assert!(!buffer.is_full());
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+/// One event, received at these times of the boot `boot`.
+fn aged(id: u64, received: Stamp) -> Batch {
+    let mut batch = Batch::new();
+    let id = id.to_string();
+    let event = Event {
+        id: EventId::Given(&id),
+        kind: "reading",
+        source_type: "meter",
+        source_id: "m-1",
+        timestamp: None,
+        received,
+        payload: Payload::Json("1"),
+    };
+    batch.push(&event, usize::MAX).unwrap();
+    batch
+}
+
+/// Now, as it was `ago` before.
+fn before(ago: Duration, is_trusted: bool) -> Stamp {
+    let now = Clock::default().now();
+    let ago_us = ago.as_micros() as u64;
+    Stamp {
+        wall_us: now.wall_us - ago_us as i64,
+        boot_us: now.boot_us.saturating_sub(ago_us),
+        clock_trusted: is_trusted,
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_old_is_skipped_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { age_max: Some(Duration::from_millis(500)), ..Options::new(dir.path()) };
+    let (buffer, thread) = Buffer::open(&options, BOOT, Arc::default()).unwrap();
+    // This machine runs for longer than that.
+    let (old, new) = (before(Duration::from_secs(1), true), before(Duration::ZERO, false));
+    for (id, received) in [(1, old), (2, old), (3, new)] {
+        buffer.append(aged(id, received), Wait::Forever).await.unwrap();
+    }
+    assert_eq!(read_ids(&buffer, Seq(0)).await, [3], "by the time since boot, whatever the wall clock says");
+    buffer.commit_durable(Seq(0)).await.unwrap();
+    assert_eq!(counted(&buffer, Reason::Expired), 2);
+    assert_eq!(buffer.ledger()[&Reason::Expired].ranges, [(Seq(1), Seq(2))]);
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+#[test]
+fn an_age_is_known_by_the_boot_or_by_trusted_clocks_only() {
+    use super::block::Origin;
+    use super::generations::Age;
+    let (now, then) = (before(Duration::ZERO, true), before(Duration::from_secs(60), true));
+    let same = Origin { epoch: 1, boot: BOOT };
+    let other = Origin { epoch: 1, boot: [9; 16] };
+    let age = Age { boot: BOOT, now };
+    let seconds = |age: Option<Duration>| age.map(|age| age.as_secs_f64().round() as u64);
+    assert_eq!(seconds(age.of(same, then)), Some(60));
+    assert_eq!(seconds(age.of(other, then)), Some(60), "over a restart, by the wall clock");
+    let untrusted = Stamp { clock_trusted: false, ..then };
+    assert_eq!(seconds(age.of(same, untrusted)), Some(60));
+    assert_eq!(age.of(other, untrusted), None, "the clock was not trusted then");
+    let doubtful = Age { boot: BOOT, now: Stamp { clock_trusted: false, ..now } };
+    assert_eq!(doubtful.of(other, then), None, "the clock is not trusted now");
+    let back = Age { boot: BOOT, now: Stamp { wall_us: 0, ..now } };
+    assert_eq!(
+        seconds(back.of(same, then)),
+        Some(60),
+        "a clock that stepped back does not matter within a boot"
+    );
+    assert_eq!(back.of(other, then), None);
+}
+
+#[tokio::test]
+async fn without_a_disk_that_takes_data_the_drain_goes_on() {
+    let bench = Bench::new();
+    let (buffer, thread) = bench.open();
+    for n in 1..=10 {
+        buffer.append(batch(n, 1, "1"), Wait::Forever).await.unwrap();
+    }
+    // The disk is full from here on: no sync, no new generation.
+    bench.shelf.fail_next_sync(StoreError::NoSpace("scripted".into()));
+    bench.shelf.fail_next_create(StoreError::NoSpace("scripted".into()));
+    let refused = buffer.append(batch(11, 1, "1"), Wait::AtMost(Duration::from_secs(5))).await.unwrap_err();
+    assert!(matches!(refused.reason, AppendError::Storage(_)), "{refused:?}");
+    assert_eq!(read_ids(&buffer, Seq(0)).await, (1..=10).collect::<Vec<_>>());
+    buffer.commit_durable(Seq(7)).await.unwrap();
+    assert_eq!(buffer.figures().cursor, Seq(7));
+    let appended = loop {
+        if let Ok(appended) = buffer.append(batch(11, 1, "1"), Wait::AtMost(Duration::from_secs(5))).await {
+            break appended;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(appended.first > Seq(10));
+    assert_eq!(read_ids(&buffer, Seq(7)).await, [8, 9, 10, 11]);
+    buffer.close().await;
+    thread.ended().await.unwrap();
 }

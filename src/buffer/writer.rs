@@ -1,22 +1,24 @@
 //! The writer thread: takes what waits, stores it, syncs once, answers everybody.
 //!
 //! Appends keep the order in which they came. While the buffer is full they wait in that order (or are refused, by
-//! policy); the drain's reads and commits go on, for only they can make room. After a failed write nothing is
-//! acknowledged until the row of generations was opened again, which is tried once a second.
+//! policy, or older events go for them); the drain's reads and commits go on. After a failed write nothing is
+//! acknowledged until a new generation could be made, which is tried once a second; reads and commits go on then too.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::generations::Generations;
+use super::generations::{Age, Generations};
+use super::ledger::Reason;
 use super::store::{Shelf, StoreError};
-use super::{AppendError, Appended, Batch, Published, ReadError, Refused, Run, WhenFull};
+use super::{AppendError, Appended, Batch, Published, ReadError, Refused, Run};
 use crate::event::Seq;
 use crate::log::Limited;
+use crate::system::Clock;
 
 /// Time between two tries to open the buffer again after a failed write.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
@@ -24,6 +26,9 @@ const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a cursor waits for a group of appends to become durable with it, before it gets a sync of its own: nobody
 /// waits for that sync, and a cursor that is late only sends some events again after a crash.
 const CURSOR_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Longest time between two looks for expired events.
+const EXPIRY_INTERVAL_MAX: Duration = Duration::from_secs(60);
 
 /// Shortest time between two lines that say that the buffer is full.
 const FULL_LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -66,12 +71,44 @@ pub(super) enum Command {
     Commit {
         reply: Option<oneshot::Sender<Result<(), ReadError>>>,
     },
+    /// Events that have no position were lost or refused.
+    Count {
+        reason: Reason,
+        events: u64,
+    },
+    /// Losses were announced.
+    Announced {
+        reason: Reason,
+        events: u64,
+    },
     Close {
         reply: oneshot::Sender<()>,
     },
 }
 
-/// A write failed: what the error was and when opening is tried again.
+/// What is needed to tell how old events are, when they may grow too old.
+#[derive(Debug)]
+pub(super) struct Ages {
+    boot: [u8; 16],
+    clock: Arc<Clock>,
+    /// Time between two looks at events that nobody reads.
+    every: Duration,
+    next: Instant,
+}
+
+impl Ages {
+    /// For events that expire after `age_max`: what nobody reads goes at most a tenth of that late, or a second.
+    pub(super) fn new(boot: [u8; 16], clock: Arc<Clock>, age_max: Duration) -> Self {
+        let every = (age_max / 10).clamp(Duration::from_secs(1), EXPIRY_INTERVAL_MAX);
+        Self { boot, clock, every, next: Instant::now() }
+    }
+
+    fn now(&self) -> Age {
+        Age { boot: self.boot, now: self.clock.now() }
+    }
+}
+
+/// Nothing can be written: what the error was and when it is tried again.
 #[derive(Debug)]
 struct Broken {
     error: StoreError,
@@ -83,8 +120,8 @@ pub(super) struct Writer<H: Shelf> {
     generations: Generations<H>,
     commands: Receiver<Command>,
     published: Arc<Published>,
-    when_full: WhenFull,
     commit_interval: Duration,
+    ages: Option<Ages>,
     /// Accepted and not yet stored, in order.
     waiting: VecDeque<Append>,
     /// Stored and not yet synced, with their first positions.
@@ -104,21 +141,25 @@ impl<H: Shelf> Writer<H> {
         generations: Generations<H>,
         commands: Receiver<Command>,
         published: Arc<Published>,
-        when_full: WhenFull,
         commit_interval: Duration,
+        ages: Option<Ages>,
     ) -> Self {
+        let broken = (!generations.is_writable()).then(|| Broken {
+            error: StoreError::Io("it could not be opened for writing".into()),
+            retry: Instant::now() + REOPEN_INTERVAL,
+        });
         Self {
             generations,
             commands,
             published,
-            when_full,
             commit_interval,
+            ages,
             waiting: VecDeque::new(),
             stored: Vec::new(),
             commits: Vec::new(),
             closing: None,
             last_sync: None,
-            broken: None,
+            broken,
             had_room: true,
             full_log: Limited::new(FULL_LOG_INTERVAL),
             is_full_told: false,
@@ -143,13 +184,8 @@ impl<H: Shelf> Writer<H> {
         for append in self.waiting.drain(..) {
             append.refuse(AppendError::Closed);
         }
-        let closed = match self.broken {
-            Some(broken) => Err(broken.error),
-            None => {
-                self.generations.advance(Seq(self.published.cursor_asked.load(Ordering::Acquire)));
-                self.generations.close()
-            }
-        };
+        self.generations.advance(Seq(self.published.cursor_asked.load(Ordering::Acquire)));
+        let closed = self.generations.close().and(self.broken.map_or(Ok(()), |broken| Err(broken.error)));
         if let Some(reply) = self.closing {
             let _ = reply.send(());
         }
@@ -160,7 +196,8 @@ impl<H: Shelf> Writer<H> {
     fn receive(&self) -> Result<Command, RecvTimeoutError> {
         let deadlines = self.waiting.iter().filter_map(|append| append.deadline);
         let retry = self.broken.iter().map(|broken| broken.retry);
-        match deadlines.chain(retry).chain(self.held_until()).min() {
+        let expiry = self.ages.iter().filter(|_| self.generations.may_expire()).map(|ages| ages.next);
+        match deadlines.chain(retry).chain(expiry).chain(self.held_until()).min() {
             Some(due) => self.commands.recv_timeout(due.saturating_duration_since(Instant::now())),
             None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
         }
@@ -192,7 +229,8 @@ impl<H: Shelf> Writer<H> {
         match command {
             Command::Append(append) => self.waiting.push_back(append),
             Command::Read { after, bytes_max, mut run, reply } => {
-                let read = self.generations.read(after, bytes_max, &mut run);
+                let age = self.ages.as_ref().map(Ages::now);
+                let read = self.generations.read(after, bytes_max, age, &mut run);
                 let _ = reply.send(read.map(|()| run).map_err(|e| ReadError::Storage(e.to_string())));
             }
             Command::Commit { reply } => {
@@ -200,13 +238,18 @@ impl<H: Shelf> Writer<H> {
                 self.generations.advance(Seq(self.published.cursor_asked.load(Ordering::Acquire)));
                 self.commits.extend(reply);
             }
+            Command::Count { reason, events } => self.generations.count(reason, events),
+            Command::Announced { reason, events } => self.generations.announced(reason, events),
             Command::Close { reply } => self.closing = Some(reply),
         }
     }
 
     /// Brings as much as possible to the disk and answers it.
     fn turn(&mut self) {
+        self.expire();
         if !self.is_usable() {
+            // What was read before and is confirmed now can go all the same.
+            self.commit();
             return;
         }
         loop {
@@ -226,15 +269,40 @@ impl<H: Shelf> Writer<H> {
             for (first, append) in self.stored.drain(..) {
                 append.accept(first);
             }
-            for reply in self.commits.drain(..) {
-                let _ = reply.send(Ok(()));
-            }
+            self.answer_commits();
             if self.waiting.is_empty() || !is_dirty {
                 break;
             }
         }
         self.note_room();
         self.refuse_expired();
+    }
+
+    /// The cursor alone, while nothing can be appended.
+    fn commit(&mut self) {
+        match self.generations.sync() {
+            Ok(()) => {
+                self.publish();
+                self.answer_commits();
+            }
+            Err(error) => tracing::debug!(%error, "the cursor cannot be written"),
+        }
+    }
+
+    fn answer_commits(&mut self) {
+        for reply in self.commits.drain(..) {
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    /// Gives up what is too old, if it is time to look.
+    fn expire(&mut self) {
+        let Some(ages) = self.ages.as_mut().filter(|ages| ages.next <= Instant::now()) else { return };
+        ages.next = Instant::now() + ages.every;
+        let age = ages.now();
+        if let Err(error) = self.generations.expire(age) {
+            tracing::warn!(%error, "events that are too old could not be given up");
+        }
     }
 
     /// Shows whether there is room, and logs a change, not more than once a minute: near the limit it comes and goes.
@@ -258,7 +326,7 @@ impl<H: Shelf> Writer<H> {
     /// Stores waiting appends in order as long as there is room.
     fn store_waiting(&mut self) -> Result<(), StoreError> {
         while let Some(append) = self.waiting.pop_front() {
-            let has_room = match self.generations.has_room(append.batch.bytes()) {
+            let has_room = match self.make_room(&append.batch) {
                 Ok(has_room) => has_room,
                 Err(error) => {
                     self.waiting.push_front(append);
@@ -267,13 +335,12 @@ impl<H: Shelf> Writer<H> {
             };
             self.had_room = has_room;
             if !has_room {
-                match self.when_full {
-                    WhenFull::Reject => append.refuse(AppendError::Full),
-                    WhenFull::Block => {
-                        self.waiting.push_front(append);
-                        break;
-                    }
+                // What is not synced yet may look larger than it is, and nothing is evicted beside it.
+                if append.batch.is_patient() || self.generations.is_unsynced() {
+                    self.waiting.push_front(append);
+                    break;
                 }
+                append.refuse(AppendError::Full);
                 continue;
             }
             match self.generations.put(&append.batch) {
@@ -285,6 +352,20 @@ impl<H: Shelf> Writer<H> {
             }
         }
         Ok(())
+    }
+
+    /// Whether there is room for a batch, made by giving up older events where they allow it.
+    fn make_room(&mut self, batch: &Batch) -> Result<bool, StoreError> {
+        while !self.generations.has_room(batch.bytes())? {
+            let priority = batch.priority();
+            let is_freed = self.generations.compact()?
+                || self.generations.evict(priority)?
+                || self.generations.seal_evictable(priority)?;
+            if !is_freed {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn refuse_expired(&mut self) {
@@ -301,7 +382,7 @@ impl<H: Shelf> Writer<H> {
 
     /// A write or a sync failed: nothing of this group is acknowledged.
     fn fail(&mut self, error: StoreError) {
-        tracing::error!(%error, "the buffer cannot be written; nothing is acknowledged until it can be opened again");
+        tracing::error!(%error, "the buffer cannot be written; nothing is acknowledged until it can be, what is in it is delivered");
         self.broken = Some(Broken { error, retry: Instant::now() });
         self.refuse_all();
     }
@@ -314,13 +395,14 @@ impl<H: Shelf> Writer<H> {
         for append in stored.chain(self.waiting.drain(..)) {
             append.refuse(AppendError::Storage(text.clone()));
         }
-        for reply in self.commits.drain(..) {
-            let _ = reply.send(Err(ReadError::Storage(text.clone())));
-        }
     }
 
-    /// Opens the row again after a failure, if it is time for it.
+    /// Makes a new generation after a failure, if it is time for it.
     fn is_usable(&mut self) -> bool {
+        if self.broken.is_none() && !self.generations.is_writable() {
+            let error = StoreError::Io("the newest generation cannot be used any more".into());
+            self.broken = Some(Broken { error, retry: Instant::now() });
+        }
         let Some(broken) = &mut self.broken else { return true };
         let now = Instant::now();
         if broken.retry > now {
@@ -329,16 +411,14 @@ impl<H: Shelf> Writer<H> {
         }
         match self.generations.reopen() {
             Ok(()) => {
-                tracing::info!("the buffer is open again");
+                tracing::info!("the buffer can be written again");
                 self.broken = None;
-                // The cursor went back to the durable one: what was asked meanwhile still holds.
-                self.generations.advance(Seq(self.published.cursor_asked.load(Ordering::Acquire)));
                 self.publish();
                 true
             }
             Err(error) => {
-                broken.retry = now + REOPEN_INTERVAL;
-                tracing::debug!(%error, "the buffer cannot be opened again yet");
+                tracing::debug!(%error, "the buffer cannot be written yet");
+                (broken.retry, broken.error) = (now + REOPEN_INTERVAL, error);
                 self.refuse_all();
                 false
             }
@@ -347,7 +427,12 @@ impl<H: Shelf> Writer<H> {
 
     fn publish(&self) {
         let figures = self.generations.figures();
-        *self.published.figures.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = figures;
+        *self.published.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;
+        let mut ledger = self.published.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        if *ledger != *self.generations.ledger() {
+            ledger.clone_from(self.generations.ledger());
+        }
+        drop(ledger);
         self.published.durable.send_if_modified(|durable| {
             let grows = figures.durable > *durable;
             *durable = figures.durable;

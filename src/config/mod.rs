@@ -89,6 +89,8 @@ pub struct Config {
     pub limits: Limits,
     /// The buffer.
     pub buffer: buffer::Options,
+    /// What is agreed about every event when it comes.
+    pub terms: buffer::Terms,
     /// The pace and guarantee of the drain.
     pub drain: drain::Options,
     /// Kafka; `None` only where nothing is run, see [`Config::kafka`].

@@ -123,6 +123,8 @@ append_timeout = "11s"
 [buffer]
 max_bytes = "500 GB"
 when_full = "reject"
+min_free = "1 GiB"
+max_age = "48h"
 commit_interval = "10s"
 
 [kafka]
@@ -180,7 +182,7 @@ fn a_full_file_sets_everything() {
     assert_eq!((mqtt.topics.len(), mqtt.keep_alive), (2, Duration::from_secs(64_800)));
     assert_eq!(config.unix.unwrap().mode, 0o600);
     assert_eq!(
-        (config.buffer.bytes_max, config.buffer.when_full),
+        (config.buffer.bytes_max, config.terms.when_full),
         (500_000_000_000, buffer::WhenFull::Reject)
     );
     assert_eq!(config.buffer.queue_bytes_max, 16 << 20);
@@ -288,7 +290,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "[buffer]\nmax_bytes = 1024",
-        "fieldpost.toml:2: buffer.max_bytes = 1024: too small; allowed: 8 MiB to 1 TiB",
+        "fieldpost.toml:2: buffer.max_bytes = 1024: too small; allowed: 4 MiB to 1 TiB",
     ),
     (
         "[limits]\nmemory = \"1 GiB\"\nmax_event_bytes = \"8 MiB\"\n[buffer]\nmax_bytes = \"64 MiB\"",
@@ -296,7 +298,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "[buffer]\nwhen_full = \"drop\"",
-        "fieldpost.toml:2: buffer.when_full = \"drop\": not known; allowed: block, reject",
+        "fieldpost.toml:2: buffer.when_full = \"drop\": not known; allowed: block, reject, drop_oldest",
     ),
     (
         "[buffer]\ncommit_interval = \"5s\"",

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
 use super::*;
-use crate::buffer::{Batch, Options as BufferOptions, Wait, WhenFull, WriterThread};
+use crate::buffer::{Batch, Options as BufferOptions, Wait, WriterThread};
 use crate::event::{Event, EventId, Payload, Stamp};
 use crate::sink::{Record, kafka};
 
@@ -137,14 +137,8 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let options = BufferOptions {
-            dir: dir.path().to_owned(),
-            bytes_max: 64 << 20,
-            when_full: WhenFull::Block,
-            commit_interval: Duration::ZERO,
-            queue_bytes_max: 1 << 20,
-        };
-        let (buffer, writer) = Buffer::open(&options, [0; 16]).unwrap();
+        let options = BufferOptions::new(dir.path());
+        let (buffer, writer) = Buffer::open(&options, [0; 16], Arc::default()).unwrap();
         Self {
             _dir: dir,
             buffer,
@@ -185,7 +179,7 @@ impl Bench {
             window_bytes_max: 1 << 20,
             stop_grace: Duration::from_secs(2),
         };
-        let formatter = Formatter::new("t", kafka::Timestamp::Send, "agent", self.buffer.log().id);
+        let formatter = Formatter::new("t", kafka::Timestamp::Send, self.buffer.logs());
         // A link that works; down, a stop would not wait for it.
         self.stats.kafka.set(LinkState::Up);
         Drain::new(

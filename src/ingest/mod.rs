@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::buffer::{Appended, Batch, Buffer, Refused, Wait};
+use crate::buffer::{Appended, Batch, Buffer, Refused, Terms, Wait};
 use crate::error::Class;
 use crate::event::{Draft, InvalidEvent};
 use crate::ping::Pings;
@@ -51,6 +51,7 @@ impl Refusal {
 pub struct Admission {
     buffer: Buffer,
     event_bytes_max: usize,
+    terms: Terms,
     clock: Arc<Clock>,
     stats: Arc<Stats>,
     pings: Option<Pings>,
@@ -61,11 +62,12 @@ impl Admission {
     pub fn new(
         buffer: Buffer,
         event_bytes_max: usize,
+        terms: Terms,
         clock: Arc<Clock>,
         stats: Arc<Stats>,
         pings: Option<Pings>,
     ) -> Self {
-        Self { buffer, event_bytes_max, clock, stats, pings }
+        Self { buffer, event_bytes_max, terms, clock, stats, pings }
     }
 
     /// Largest encoded event in bytes (`limits.max_event_bytes`); inputs bound their frames by it.
@@ -84,6 +86,7 @@ impl Admission {
     /// [`Refusal`]: this draft can never be taken; the batch is unchanged.
     pub fn admit(&self, draft: &Draft<'_>, batch: &mut Batch) -> Result<(), Refusal> {
         let event = draft.stamped(self.clock.now()).inspect_err(|_| self.stats.invalid.add(1))?;
+        batch.set_terms(self.terms);
         batch.push(&event, self.event_bytes_max).map_err(|bytes| {
             self.stats.too_large.add(1);
             Refusal::TooLarge { bytes, bytes_max: self.event_bytes_max }

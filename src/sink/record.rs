@@ -20,6 +20,7 @@ use uuid::fmt::Hyphenated;
 
 use super::Record;
 use super::kafka;
+use crate::buffer::LogName;
 use crate::buffer::block::Origin;
 use crate::event::{Event, Payload, Seq};
 
@@ -40,6 +41,7 @@ pub struct Formatter {
     topic_template: String,
     is_topic_fixed: bool,
     timestamp: kafka::Timestamp,
+    names: Vec<LogName>,
     agent: String,
     log: String,
     origin: Option<Origin>,
@@ -54,14 +56,16 @@ pub struct Formatter {
 }
 
 impl Formatter {
-    /// For the records of one agent and buffer. `topic` may hold `{source_type}`.
-    pub fn new(topic: &str, timestamp: kafka::Timestamp, agent: &str, log: Uuid) -> Self {
+    /// For the records of one buffer, whose events are named by `names` ([`Buffer::logs`](crate::buffer::Buffer::logs)).
+    /// `topic` may hold `{source_type}`.
+    pub fn new(topic: &str, timestamp: kafka::Timestamp, names: &[LogName]) -> Self {
         Self {
             topic_template: topic.to_owned(),
             is_topic_fixed: !topic.contains(SOURCE_TYPE),
             timestamp,
-            agent: agent.to_owned(),
-            log: log.to_string(),
+            names: names.to_vec(),
+            agent: String::new(),
+            log: String::new(),
             origin: None,
             epoch: Vec::new(),
             boot: String::new(),
@@ -86,6 +90,10 @@ impl Formatter {
             self.origin = Some(origin);
             number(&mut self.epoch, u64::from(origin.epoch));
             self.boot = Uuid::from_bytes(origin.boot).to_string();
+            let known = self.names.iter().rev().find(|name| name.epoch <= origin.epoch);
+            if let Some(name) = known.or(self.names.first()) {
+                (self.agent, self.log) = (name.agent.clone(), name.log.to_string());
+            }
         }
         if !self.is_topic_fixed {
             self.topic = topic_name(&self.topic_template, event.source_type);
@@ -217,7 +225,9 @@ mod tests {
     #[test]
     fn the_envelope_and_the_headers_carry_every_field() {
         let log = Uuid::from_u128(5);
-        let mut formatter = Formatter::new("events", kafka::Timestamp::Send, "gw-7", log);
+        let name = |epoch, log, agent: &str| LogName { epoch, log, agent: agent.to_owned() };
+        let names = [name(0, Uuid::nil(), "old"), name(3, log, "gw-7"), name(5, Uuid::nil(), "new")];
+        let mut formatter = Formatter::new("events", kafka::Timestamp::Send, &names);
         let (topic, payload, headers, timestamp) =
             owned(&mut formatter, &event(Payload::Json("{ \"c\": 1 }"), None));
         assert_eq!(topic, "events");
@@ -245,7 +255,7 @@ mod tests {
 
     #[test]
     fn bytes_become_base64_and_the_event_time_can_be_the_record_time() {
-        let mut formatter = Formatter::new("e.{source_type}", kafka::Timestamp::Event, "a", Uuid::nil());
+        let mut formatter = Formatter::new("e.{source_type}", kafka::Timestamp::Event, &[]);
         let event = event(Payload::Bytes(&[0, 255, 1, 2]), Some("1970-01-01T01:00:01+01:00"));
         let (topic, payload, _, timestamp) = owned(&mut formatter, &event);
         assert_eq!(topic, "e.meter__");

@@ -5,9 +5,6 @@ use crate::event::Seq;
 /// Sorts behind every key of a block.
 pub(super) const CURSOR_KEY: &[u8] = b"\xffcursor";
 
-/// Bound of sequence numbers: at a million events a second it is reached after 290,000 years.
-pub(super) const SEQ_MAX: Seq = Seq(u64::MAX >> 1);
-
 /// Key of a block: its first position, and for a later chunk of a large event the chunk's index.
 pub(super) fn block_key(first: Seq, chunk: u16) -> ([u8; 10], usize) {
     let mut key = [0; 10];

@@ -1,16 +1,21 @@
 //! The queue as a row of generations: append at the newest, read from the oldest, give space back behind the cursor.
 //!
-//! Each generation is a small store named by its first sequence number. Keys are sequence numbers (big-endian, so
-//! that they sort), followed by the chunk index for the later chunks of a large event; values are blocks. One more
-//! key, `keys::CURSOR_KEY`, sorts behind all of them and holds the drain's cursor, so that one sync covers both.
+//! Each generation is named by its first sequence number and holds blocks. Only the newest is a store: it takes
+//! appends, under keys that are sequence numbers (big-endian, so that they sort) with the chunk index behind them for
+//! the later chunks of a large event; one more key, `keys::CURSOR_KEY`, sorts behind all of them and holds the drain's
+//! cursor, so that one sync covers both. All others are sealed: files of blocks, read by their raw content (`index`),
+//! never written again.
 //!
-//! - The newest generation takes appends. Drained blocks are removed from it and the store reuses their space.
-//! - When its live bytes reach the limit it is sealed and a new one is made. A sealed generation that is drained
+//! - In the newest, drained blocks are removed and the store reuses their space.
+//! - When its live bytes reach the limit it is sealed and a new one is made; so it is at every start and after every
+//!   failed write, because what a file of an earlier life holds is only read. A sealed generation that is drained
 //!   behind a *durable* cursor is deleted whole: that is how disk space comes back.
-//! - Only two are open at most: the newest and the one being read.
+//! - Without a newest generation (the disk is full or broken) nothing is appended; reads and commits go on.
 //!
 //! Owned by the writer thread; everything here blocks.
 
+mod evict;
+mod index;
 mod keys;
 mod reading;
 mod recovery;
@@ -18,19 +23,30 @@ mod recovery;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::OpenError;
 use super::batch::Batch;
-use super::block::{Block, Encoder, Origin, RUN_BYTES_MAX};
-use super::identity::{HighWater, Identity};
+use super::block::{Block, Encoder, Origin, RUN_BYTES_MAX, Rank};
+use super::identity::{HighWater, Identity, Marks};
+use super::ledger::{Entries, Ledger, Reason};
+use super::reserve::Reserve;
 use super::store::{Listed, Shelf, Store, StoreError};
-use crate::error::Class;
 use crate::event::Seq;
 use keys::{CURSOR_KEY, block_key, key_seq};
+use reading::Reading;
 
-/// Live bytes at which the newest generation is sealed, with a quota that allows it: large enough that opening is
+pub(in crate::buffer) use index::Index;
+pub(in crate::buffer) use reading::{Age, last_event};
+
+/// Live bytes at which the newest generation is sealed, with a quota that allows it: large enough that sealing is
 /// rare, small enough that memory (which grows with an open database) and the grain of returned space stay small.
 pub(super) const GENERATION_BYTES: u64 = 4 * 1024 * 1024;
+
+/// The least of it, for small quotas.
+const GENERATION_BYTES_MIN: u64 = 512 * 1024;
 
 /// Disk that a sync may take beyond [`GROWTH`]: segments begun and not filled.
 pub(super) const GENERATION_COST_BYTES: u64 = 2 * 1024 * 1024;
@@ -47,6 +63,9 @@ const DRAINED_BYTES_MAX: u64 = 1024 * 1024;
 /// is soon as it was before.
 const SLACK_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
+/// Copies of damaged generations that were set aside and read to their end are kept up to this part of the quota.
+const ASIDE_SHARE: u64 = 8;
+
 /// The largest batch that a buffer of `bytes_max` takes for certain once it is drained. A larger one could wait for
 /// ever.
 pub(super) fn batch_bytes_max(bytes_max: u64) -> u64 {
@@ -56,16 +75,57 @@ pub(super) fn batch_bytes_max(bytes_max: u64) -> u64 {
 /// Most events in one block: its count has 16 bits.
 const BLOCK_EVENTS_MAX: u16 = u16::MAX;
 
-/// One generation of the row.
+/// What bounds the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// Most bytes of disk.
+    pub(super) bytes_max: u64,
+    /// Bytes of the file system that are left to others.
+    pub(super) free_min: u64,
+    /// Events older than this are given up.
+    pub(super) age_max: Option<Duration>,
+}
+
+/// What is known of a sealed generation without reading it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Note {
+    /// Bytes of its blocks by rank, drained ones included.
+    ranks: Vec<(Rank, u64)>,
+}
+
+impl Note {
+    fn add(&mut self, rank: Rank, bytes: u64) {
+        match self.ranks.iter_mut().find(|(known, _)| *known == rank) {
+            Some((_, sum)) => *sum += bytes,
+            None => self.ranks.push((rank, bytes)),
+        }
+    }
+
+    fn bytes_of(&self, rank: Rank) -> u64 {
+        self.ranks.iter().find(|(known, _)| *known == rank).map_or(0, |&(_, bytes)| bytes)
+    }
+}
+
+/// A generation that is only read.
 #[derive(Debug)]
-struct Generation<S> {
-    first: Seq,
-    /// Open only while it is the newest or is being read.
-    store: Option<S>,
-    /// Bytes of disk when it was last looked at.
+struct Sealed {
+    listed: Listed,
+    /// Bytes of disk.
     disk_bytes: u64,
-    /// Damaged and set aside: its numbers are known to be missing, its files stay for salvage.
-    is_aside: bool,
+    note: Option<Note>,
+    /// Received by then: the newest event in it, once somebody asked.
+    newest: Option<(Origin, crate::event::Stamp)>,
+}
+
+/// The generation that takes appends.
+#[derive(Debug)]
+struct Newest<S> {
+    first: Seq,
+    store: S,
+    disk_bytes: u64,
+    /// Bytes put and not removed.
+    live_bytes: u64,
+    note: Note,
 }
 
 /// Numbers that the handle shows.
@@ -75,12 +135,16 @@ pub struct Figures {
     pub durable: Seq,
     /// Everything up to here may be forgotten.
     pub cursor: Seq,
-    /// Bytes of disk.
+    /// Bytes of disk, copies of damaged generations included.
     pub disk_bytes: u64,
     /// Number of generations.
     pub generations: usize,
-    /// Events that were found damaged or missing in this run.
-    pub damaged: u64,
+    /// Acknowledged events that were lost since the ledger began, for whatever reason.
+    pub lost: u64,
+    /// Whether events can be appended now.
+    pub is_writable: bool,
+    /// Bytes handed to the store in this run: blocks, cursors and replacements.
+    pub stored_bytes: u64,
 }
 
 /// The queue.
@@ -89,66 +153,77 @@ pub(super) struct Generations<H: Shelf> {
     shelf: H,
     identity: Identity,
     high_water: HighWater,
+    ledger: Ledger,
+    reserve: Reserve,
     encoder: Encoder,
-    row: VecDeque<Generation<H::Store>>,
-    /// Most bytes of disk.
-    bytes_max: u64,
+    row: VecDeque<Sealed>,
+    /// `None` while nothing can be written.
+    newest: Option<Newest<H::Store>>,
+    /// The sealed generation that was read last.
+    reading: Option<Reading>,
+    /// Set aside and read to the end, oldest first, with bytes of disk.
+    asides: VecDeque<(Seq, u64)>,
+    limits: Limits,
     /// Live bytes at which the newest is sealed.
     generation_bytes: u64,
-    /// Bytes put into the newest and not removed from it.
-    live_bytes: u64,
-    /// Bytes put since the last sync: the disk does not show them yet.
+    /// Put since the last sync: the disk does not show them yet.
     unsynced_bytes: u64,
+    stored_bytes: u64,
     /// The next event's position.
     next: Seq,
     durable: Seq,
     /// The cursor that the next sync makes durable, and the durable one.
     cursor: Seq,
     cursor_durable: Seq,
-    damaged: u64,
-    /// Holes up to here were counted.
-    looked: Seq,
+    /// Everything up to here was read, and may be on its way: it is not given up any more.
+    handed: Seq,
+    /// Numbers behind `durable` may have been used: the next generation starts behind the ceiling.
+    must_jump: bool,
+    /// A half-made generation that could not be deleted: it goes before anything else is written.
+    leftover: Option<Seq>,
 }
 
 impl<H: Shelf> Generations<H> {
-    /// Opens the row. A generation that cannot be opened for damage is set aside; the rest is served.
+    /// Opens the row. What is damaged is served as far as it goes; a disk that takes nothing now makes it start
+    /// without a newest generation.
     ///
     /// # Errors
-    /// [`OpenError`]: the directory cannot be used now; nothing was lost.
+    /// [`OpenError`]: the directory cannot be used now or belongs to a later version; nothing was lost.
     pub(super) fn open(
         shelf: H,
         identity: Identity,
         high_water: HighWater,
+        ledger: Ledger,
+        reserve: Reserve,
         boot: [u8; 16],
-        bytes_max: u64,
+        limits: Limits,
     ) -> Result<Self, OpenError> {
         let origin = Origin { epoch: identity.epoch(), boot };
-        let generation_bytes = (bytes_max / 8).clamp(1024 * 1024, GENERATION_BYTES);
+        let marks = high_water.marks();
         let mut this = Self {
             shelf,
             identity,
             high_water,
+            ledger,
+            reserve,
             encoder: Encoder::new(origin),
             row: VecDeque::new(),
-            bytes_max,
-            generation_bytes,
-            live_bytes: 0,
+            newest: None,
+            reading: None,
+            asides: VecDeque::new(),
+            limits,
+            generation_bytes: (limits.bytes_max / 8).clamp(GENERATION_BYTES_MIN, GENERATION_BYTES),
             unsynced_bytes: 0,
+            stored_bytes: 0,
             next: Seq(1),
             durable: Seq(0),
-            cursor: Seq(0),
-            cursor_durable: Seq(0),
-            damaged: 0,
-            looked: Seq(0),
+            cursor: marks.cursor,
+            cursor_durable: marks.cursor,
+            handed: Seq(0),
+            must_jump: false,
+            leftover: None,
         };
-        // Until the row tells more: what is set aside is counted from here on.
-        (this.cursor, this.cursor_durable) = (this.high_water.cursor, this.high_water.cursor);
-        for Listed { first, is_aside } in this.shelf.list()? {
-            let disk_bytes = if is_aside { 0 } else { this.shelf.disk_bytes(first) };
-            this.row.push_back(Generation { first, store: None, disk_bytes, is_aside });
-        }
-        let is_suspect = this.row.back().is_some_and(|g| this.identity.is_suspect(g.first));
-        this.recover(is_suspect)?;
+        this.recover()?;
         Ok(this)
     }
 
@@ -161,134 +236,216 @@ impl<H: Shelf> Generations<H> {
 
     /// The numbers now.
     pub(super) fn figures(&self) -> Figures {
+        let lost = self.ledger.entries().iter().filter(|(reason, _)| reason.is_acknowledged());
         Figures {
             durable: self.durable,
             cursor: self.cursor_durable,
             disk_bytes: self.disk_bytes(),
-            generations: self.row.len(),
-            damaged: self.damaged,
+            generations: self.row.len() + usize::from(self.newest.is_some()),
+            lost: lost.map(|(_, entry)| entry.events).sum(),
+            is_writable: self.newest.is_some(),
+            stored_bytes: self.stored_bytes,
         }
     }
 
-    /// The store at `index` of the row, opened if need be; `None` when it was damaged and is set aside now.
-    fn open_at(&mut self, index: usize) -> Result<Option<&H::Store>, StoreError> {
-        let Some(generation) = self.row.get_mut(index).filter(|g| !g.is_aside) else { return Ok(None) };
-        if generation.store.is_none() {
-            match self.shelf.open(generation.first) {
-                Ok(store) => {
-                    generation.disk_bytes = store.disk_bytes();
-                    generation.store = Some(store);
-                }
-                Err(error) if error.class() == Class::Reject => {
-                    self.set_aside(index, &error)?;
-                    return Ok(None);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(self.row.get(index).and_then(|g| g.store.as_ref()))
+    /// What was lost, by reason.
+    pub(super) fn ledger(&self) -> &Entries {
+        self.ledger.entries()
     }
 
-    fn set_aside(&mut self, index: usize, error: &StoreError) -> Result<(), StoreError> {
-        let Some(generation) = self.row.get_mut(index) else { return Ok(()) };
-        generation.store = None;
-        let first = generation.first;
-        let end = self.row.get(index + 1).map(|g| g.first.0 - 1).or_else(|| {
-            let known = self.high_water.durable.0;
-            (known >= first.0).then_some(known)
-        });
-        let from = first.max(self.cursor_durable.next());
-        let lost = end.map_or(0, |end| {
-            (end + 1).saturating_sub(from.0).saturating_sub(self.identity.jumped(from, Seq(end)))
-        });
-        let place = self.shelf.set_aside(first)?;
-        if let Some(generation) = self.row.get_mut(index) {
-            (generation.is_aside, generation.disk_bytes) = (true, 0);
+    /// Counts events that never got a position.
+    pub(super) fn count(&mut self, reason: Reason, events: u64) {
+        self.ledger.count(reason, events);
+    }
+
+    /// Notes that losses were announced.
+    pub(super) fn announced(&mut self, reason: Reason, events: u64) {
+        self.ledger.announced(reason, events);
+    }
+
+    /// Writes what the ledger counted; it is tried again with the next sync if the disk refuses.
+    pub(super) fn store_ledger(&mut self) {
+        if let Err(error) = self.ledger.store() {
+            tracing::warn!(%error, "the loss ledger cannot be written now; it is kept in memory");
         }
-        self.damaged += lost;
-        tracing::error!(
-            %place, first = from.0, last = end, events = lost, %error,
-            "a part of the buffer is damaged and was set aside; the rest is served"
-        );
-        Ok(())
     }
 
     /// Seals the newest generation, if there is one, and makes a new one that starts at the next event.
     fn add_generation(&mut self) -> Result<(), StoreError> {
+        if self.must_jump {
+            let to = self.identity.jump(self.durable, self.cursor).map_err(|e| identity_error(&e))?;
+            (self.next, self.must_jump) = (to, false);
+        }
+        self.identity.reserve(self.next).map_err(|e| identity_error(&e))?;
         let (first, cursor) = (self.next, self.cursor);
-        let mut store = self.shelf.create(first)?;
-        store.put(CURSOR_KEY, &cursor.0.to_be_bytes())?;
-        store.sync()?;
+        if let Some(leftover) = self.leftover {
+            self.shelf.delete(leftover)?;
+            self.leftover = None;
+        }
+        self.clear_name(first)?;
+        let made = self.shelf.create(first).and_then(|mut store| {
+            let record = self.encoder.cursor(cursor);
+            store.put(CURSOR_KEY, record)?;
+            store.sync()?;
+            Ok(store)
+        });
+        let store = made.inspect_err(|_| {
+            // Order: what was half made is gone before anything else gets this name or grows on before it; a later
+            // start would take it for the end of the row.
+            if let Err(error) = self.shelf.delete(first) {
+                tracing::warn!(%error, "a half-made generation could not be deleted");
+                self.leftover = Some(first);
+            }
+        })?;
+        self.seal();
         // Everything before a new generation is durable, or known to be lost.
         (self.durable, self.cursor_durable) = (Seq(first.0 - 1), cursor);
         let disk_bytes = store.disk_bytes();
-        self.row.push_back(Generation { first, store: Some(store), disk_bytes, is_aside: false });
-        self.live_bytes = 0;
+        self.newest = Some(Newest { first, store, disk_bytes, live_bytes: 0, note: Note::default() });
         self.note_high_water(true);
-        // The oldest stays open for the drain; every other sealed one is opened again when it is its turn.
-        self.close_all_but(0, self.row.len() - 1);
         Ok(())
     }
 
-    /// Whether `bytes` of events can be put without going over the quota. May replace an emptied newest generation
-    /// by a new one, since a store's file never shrinks.
+    /// A generation in which nothing ever became durable has the name that the next one gets: it goes.
+    fn clear_name(&mut self, first: Seq) -> Result<(), StoreError> {
+        while self.row.back().is_some_and(|sealed| sealed.listed.first >= first) {
+            let Some(empty) = self.row.pop_back() else { break };
+            self.reading = None;
+            if empty.listed.is_aside {
+                self.asides.push_back((empty.listed.first, empty.disk_bytes));
+            } else {
+                self.shelf.delete(empty.listed.first)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the newest generation, if there is one, a sealed one. Everything in it is synced.
+    fn seal(&mut self) {
+        let Some(Newest { first, store, note, .. }) = self.newest.take() else { return };
+        drop(store);
+        let listed = Listed { first, is_aside: false };
+        if let Ok(text) = serde_json::to_vec(&note) {
+            self.shelf.note(first, &text);
+        }
+        let disk_bytes = self.shelf.disk_bytes(listed);
+        self.row.push_back(Sealed { listed, disk_bytes, note: Some(note), newest: None });
+    }
+
+    /// A write failed, or the newest generation cannot be read: it is only read from now on. What was put since the
+    /// last sync was never acknowledged, and its numbers are used again.
+    fn fail(&mut self) {
+        if self.newest.is_none() {
+            return;
+        }
+        self.unsynced_bytes = 0;
+        self.next = self.durable.next();
+        self.seal();
+    }
+
+    /// Whether events can be appended.
+    pub(super) fn is_writable(&self) -> bool {
+        self.newest.is_some()
+    }
+
+    /// Makes a new generation after a failure. Frees the reserve for it when the disk is full.
+    ///
+    /// # Errors
+    /// [`StoreError`]: nothing can be written now; reads and commits go on. Try again later.
+    pub(super) fn reopen(&mut self) -> Result<(), StoreError> {
+        if self.newest.is_some() {
+            return Ok(());
+        }
+        let made = match self.add_generation() {
+            Err(StoreError::NoSpace(text)) => {
+                if self.reserve.release() {
+                    self.add_generation()
+                } else {
+                    Err(StoreError::NoSpace(text))
+                }
+            }
+            made => made,
+        };
+        made?;
+        self.trim();
+        Ok(())
+    }
+
+    /// Whether `bytes` of events can be put without going over the quota or below the floor of free space. May replace
+    /// an emptied newest generation by a new one, since a store's file never shrinks.
     ///
     /// # Errors
     /// [`StoreError`] of that replacement.
     pub(super) fn has_room(&mut self, bytes: usize) -> Result<bool, StoreError> {
-        let needed = |this: &Self| {
-            let fresh = this.unsynced_bytes + bytes as u64;
-            this.disk_bytes() + GROWTH * fresh + GENERATION_COST_BYTES
-        };
-        if needed(self) <= self.bytes_max {
+        if self.fits(bytes) {
             return Ok(true);
+        }
+        while let Some((first, _)) = self.asides.pop_front() {
+            self.forget_aside(first);
+            if self.fits(bytes) {
+                return Ok(true);
+            }
         }
         if !self.is_mostly_free(DRAINED_BYTES_MAX) || self.unsynced_bytes > 0 {
             return Ok(false);
         }
         self.add_generation()?;
         self.trim();
-        Ok(needed(self) <= self.bytes_max)
+        Ok(self.fits(bytes))
+    }
+
+    fn fits(&self, bytes: usize) -> bool {
+        let fresh = GROWTH * (self.unsynced_bytes + bytes as u64) + GENERATION_COST_BYTES;
+        let floor = self.limits.free_min;
+        self.disk_bytes() + fresh <= self.limits.bytes_max
+            && (floor == 0 || self.shelf.free_bytes() >= floor.saturating_add(fresh))
     }
 
     /// Whether the newest generation takes more than `bytes_max` of disk and most of that for nothing.
     fn is_mostly_free(&self, bytes_max: u64) -> bool {
-        let newest_disk = self.row.back().map_or(0, |g| g.disk_bytes);
-        newest_disk > bytes_max && self.live_bytes.saturating_mul(4) < newest_disk
+        self.newest.as_ref().is_some_and(|newest| {
+            newest.disk_bytes > bytes_max && newest.live_bytes.saturating_mul(4) < newest.disk_bytes
+        })
     }
 
     fn disk_bytes(&self) -> u64 {
-        self.row.iter().map(|g| g.disk_bytes).sum()
+        let sealed: u64 = self.row.iter().map(|sealed| sealed.disk_bytes).sum();
+        let asides: u64 = self.asides.iter().map(|(_, bytes)| bytes).sum();
+        sealed + asides + self.newest.as_ref().map_or(0, |newest| newest.disk_bytes)
     }
 
     /// Puts a batch behind everything else and answers its first position. Not durable before [`Self::sync`].
     ///
     /// # Errors
-    /// [`StoreError`]: nothing of it may be acknowledged; call [`Self::reopen`] before the next write.
+    /// [`StoreError`]: nothing put since the last sync may be acknowledged; call [`Self::reopen`] before the next put.
     pub(super) fn put(&mut self, batch: &Batch) -> Result<Seq, StoreError> {
-        self.try_put(batch).inspect_err(|_| self.doubt_newest())
+        self.try_put(batch).inspect_err(|_| self.fail())
     }
 
     fn try_put(&mut self, batch: &Batch) -> Result<Seq, StoreError> {
         let first = self.next;
         let end = first.plus(batch.len() as u64);
-        self.identity.reserve(end).map_err(|e| StoreError::Io(format!("IDENTITY: {e}")))?;
-        let store = self.row.back_mut().and_then(|g| g.store.as_mut());
-        let store = store.ok_or_else(|| StoreError::Io("no generation is open".into()))?;
+        self.identity.reserve(end).map_err(|e| identity_error(&e))?;
+        let newest = self.newest.as_mut().ok_or_else(not_writable)?;
         let mut put_bytes = 0;
         let mut at = 0;
-        while let Some((run, count)) = batch.run(at, RUN_BYTES_MAX, BLOCK_EVENTS_MAX) {
+        while let Some((run, count, rank)) = batch.run(at, RUN_BYTES_MAX, BLOCK_EVENTS_MAX) {
             let run_first = first.plus(at as u64);
-            self.encoder.encode(run_first, count, run, |chunk, value| {
+            let unsynced = u32::try_from(run_first.0 - self.durable.next().0).unwrap_or(u32::MAX);
+            let mut run_put = 0;
+            self.encoder.encode(run_first, unsynced, rank, count, run, |chunk, value| {
                 let (key, key_bytes) = block_key(run_first, chunk);
-                put_bytes += (key_bytes + value.len()) as u64;
-                store.put(key.get(..key_bytes).unwrap_or_default(), value)
+                run_put += (key_bytes + value.len()) as u64;
+                newest.store.put(key.get(..key_bytes).unwrap_or_default(), value)
             })?;
+            newest.note.add(rank, run_put);
+            put_bytes += run_put;
             at += usize::from(count);
         }
+        newest.live_bytes += put_bytes;
         self.next = end;
-        self.live_bytes += put_bytes;
         self.unsynced_bytes += put_bytes;
+        self.stored_bytes += put_bytes;
         Ok(first)
     }
 
@@ -299,30 +456,50 @@ impl<H: Shelf> Generations<H> {
 
     /// Whether a sync would make anything durable.
     pub(super) fn is_dirty(&self) -> bool {
-        self.unsynced_bytes > 0 || self.cursor > self.cursor_durable
+        self.unsynced_bytes > 0 || self.cursor > self.cursor_durable || self.ledger.is_dirty()
     }
 
-    /// Makes puts and cursor durable with one sync, then seals a full generation and deletes drained ones.
+    /// Whether something was put that is not synced.
+    pub(super) fn is_unsynced(&self) -> bool {
+        self.unsynced_bytes > 0
+    }
+
+    /// Whether there is something behind what the drain has read that could grow too old.
+    pub(super) fn may_expire(&self) -> bool {
+        self.row.back().is_some_and(|sealed| sealed.listed.first > self.handed)
+    }
+
+    /// Makes puts, cursor and ledger durable, then seals a full generation and deletes drained ones. Without a newest
+    /// generation the cursor goes to the high-water file alone, which needs no new space.
     ///
     /// # Errors
     /// [`StoreError`]: nothing put since the last sync may be acknowledged; call [`Self::reopen`].
     pub(super) fn sync(&mut self) -> Result<(), StoreError> {
-        if !self.is_dirty() {
-            return Ok(());
+        if self.ledger.is_dirty() {
+            // Order: what is lost is counted before a cursor passes it.
+            self.store_ledger();
         }
         let moved = self.cursor > self.cursor_durable;
-        self.try_sync(moved).inspect_err(|_| self.doubt_newest())?;
+        if self.unsynced_bytes == 0 && !moved {
+            return Ok(());
+        }
+        if self.newest.is_none() {
+            self.commit_without_store();
+            return Ok(());
+        }
+        self.try_sync(moved).inspect_err(|_| self.fail())?;
         self.note_high_water(false);
         if moved {
             self.trim();
         }
-        if self.live_bytes >= self.generation_bytes || (moved && self.is_mostly_free(SLACK_BYTES_MAX)) {
+        let is_full = self.newest.as_ref().is_some_and(|newest| newest.live_bytes >= self.generation_bytes);
+        if is_full || (moved && self.is_mostly_free(SLACK_BYTES_MAX)) {
             // Not being able to start a new generation is no reason to refuse what is durable: the old one goes on.
             if let Err(error) = self.add_generation() {
-                // Order: what was half made is gone before the old one grows on; a later start would take it for
-                // the end of the row and miss every event behind its name.
-                self.shelf.delete(self.next)?;
                 tracing::warn!(%error, "no new generation could be started; the newest one grows on");
+                if self.leftover.is_some() {
+                    self.fail();
+                }
             }
             self.trim();
         }
@@ -331,86 +508,88 @@ impl<H: Shelf> Generations<H> {
 
     fn try_sync(&mut self, moved: bool) -> Result<(), StoreError> {
         let cursor = self.cursor;
+        let newest = self.newest.as_mut().ok_or_else(not_writable)?;
         if moved {
             // Order: cursor before removals, so that a store that keeps the first part of what was not synced never
             // shows removed events as missing.
-            self.newest()?.put(CURSOR_KEY, &cursor.0.to_be_bytes())?;
-            self.remove_drained()?;
+            newest.store.put(CURSOR_KEY, self.encoder.cursor(cursor))?;
+            newest.remove_drained(cursor)?;
         }
-        self.newest()?.sync()?;
-        let Some(newest) = self.row.back_mut() else { return Ok(()) };
-        let Some(store) = newest.store.as_ref() else { return Ok(()) };
-        newest.disk_bytes = store.disk_bytes();
+        newest.store.sync()?;
+        newest.disk_bytes = newest.store.disk_bytes();
         self.durable = Seq(self.next.0 - 1);
         self.cursor_durable = cursor;
         self.unsynced_bytes = 0;
         Ok(())
     }
 
-    fn newest(&mut self) -> Result<&mut H::Store, StoreError> {
-        let store = self.row.back_mut().and_then(|g| g.store.as_mut());
-        store.ok_or_else(|| StoreError::Io("no generation is open".into()))
-    }
-
-    /// Removes drained blocks from the newest generation: its space is reused. The same sync makes it durable, and a
-    /// removal that survives without its cursor removes only what Kafka has confirmed.
-    fn remove_drained(&mut self) -> Result<(), StoreError> {
-        let cursor = self.cursor;
-        let Some(newest) = self.row.back_mut() else { return Ok(()) };
-        if newest.first > cursor {
-            return Ok(());
-        }
-        let Some(store) = newest.store.as_mut() else { return Ok(()) };
-        let mut drained: Vec<(Vec<u8>, u64)> = Vec::new();
-        store.scan(&[], &mut |key, value| {
-            // A damaged block goes with its first event: nobody can read the others.
-            let last = Block::parse(value).map_or(key_seq(key), |block| Some(block.last()));
-            if last.is_none_or(|last| last > cursor) {
-                return ControlFlow::Break(());
+    /// The disk takes no new data: the cursor is written over the old one, in place.
+    fn commit_without_store(&mut self) {
+        let marks = Marks { cursor: self.cursor, ..self.marks() };
+        match self.high_water.note(marks).and_then(|()| self.high_water.sync()) {
+            Ok(()) => {
+                self.cursor_durable = self.cursor;
+                self.trim();
             }
-            drained.push((key.to_vec(), (key.len() + value.len()) as u64));
-            ControlFlow::Continue(())
-        })?;
-        for (key, bytes) in drained {
-            store.remove(&key)?;
-            self.live_bytes = self.live_bytes.saturating_sub(bytes);
+            // It stays in memory: after a restart some events go out again.
+            Err(error) => tracing::debug!(%error, "the cursor cannot be written"),
         }
-        Ok(())
     }
 
-    /// Deletes sealed generations that are drained behind the durable cursor.
+    /// Deletes sealed generations that are drained behind the durable cursor, and makes the reserve again.
     fn trim(&mut self) {
-        while let (Some(oldest), Some(second)) = (self.row.front(), self.row.get(1)) {
-            if second.first.0 - 1 > self.cursor_durable.0 {
+        if let Err(error) = self.finish_replacement() {
+            tracing::warn!(%error, "a replacement could not be brought in yet");
+            return;
+        }
+        while !self.row.is_empty() {
+            let next = self.row.get(1).map(|second| second.listed.first);
+            let next = next.or(self.newest.as_ref().map(|newest| newest.first));
+            // Without a generation behind it, its end is the durable one.
+            let end = next.map_or(self.durable, |next| Seq(next.0 - 1));
+            if end > self.cursor_durable {
                 break;
             }
-            let (first, is_aside) = (oldest.first, oldest.is_aside);
-            self.row.pop_front();
-            if is_aside {
-                continue;
+            let Some(Sealed { listed, disk_bytes, .. }) = self.row.pop_front() else { break };
+            if self.reading.as_ref().is_some_and(|reading| reading.listed == listed) {
+                self.reading = None;
             }
-            if let Err(error) = self.shelf.delete(first) {
+            if listed.is_aside {
+                self.asides.push_back((listed.first, disk_bytes));
+            } else if let Err(error) = self.shelf.delete(listed.first) {
                 // It is deleted at the next start; until then its space is not counted as ours.
                 tracing::warn!(%error, "a drained generation could not be deleted");
             }
         }
+        let kept_max = self.limits.bytes_max / ASIDE_SHARE;
+        while self.asides.len() > 1 && self.asides.iter().map(|(_, bytes)| bytes).sum::<u64>() > kept_max {
+            let Some((first, _)) = self.asides.pop_front() else { break };
+            self.forget_aside(first);
+        }
+        self.reserve.restore(self.shelf.free_bytes());
+    }
+
+    fn forget_aside(&mut self, first: Seq) {
+        match self.shelf.delete_aside(first) {
+            Ok(()) => {
+                tracing::warn!(first = first.0, "the copy of a damaged generation was deleted for room")
+            }
+            Err(error) => tracing::warn!(%error, "the copy of a damaged generation could not be deleted"),
+        }
+    }
+
+    fn marks(&self) -> Marks {
+        let newest = self.newest.as_ref().map_or(self.high_water.marks().newest, |newest| newest.first);
+        Marks { durable: self.durable, cursor: self.cursor_durable, newest }
     }
 
     fn note_high_water(&mut self, sync: bool) {
         let noted: io::Result<()> = self
             .high_water
-            .note(self.durable, self.cursor_durable)
+            .note(self.marks())
             .and_then(|()| if sync { self.high_water.sync() } else { Ok(()) });
         if let Err(error) = noted {
             tracing::warn!(%error, "HIGHWATER could not be written; a lost tail would go unnoticed");
-        }
-    }
-
-    fn close_all_but(&mut self, one: usize, other: usize) {
-        for (index, generation) in self.row.iter_mut().enumerate() {
-            if index != one && index != other {
-                generation.store = None;
-            }
         }
     }
 
@@ -422,5 +601,43 @@ impl<H: Shelf> Generations<H> {
         self.sync()?;
         self.note_high_water(true);
         Ok(())
+    }
+}
+
+impl<S: Store> Newest<S> {
+    /// Removes drained blocks: the store reuses their space. The same sync makes it durable, and a removal that survives
+    /// without its cursor removes only what Kafka has confirmed.
+    fn remove_drained(&mut self, cursor: Seq) -> Result<(), StoreError> {
+        if self.first > cursor {
+            return Ok(());
+        }
+        let mut drained: Vec<(Vec<u8>, u64)> = Vec::new();
+        self.store.scan(&[], &mut |key, value| {
+            // A damaged block goes with its first event: nobody can read the others.
+            let last = Block::parse(value).map_or(key_seq(key), |block| Some(block.last()));
+            if last.is_none_or(|last| last > cursor) {
+                return ControlFlow::Break(());
+            }
+            drained.push((key.to_vec(), (key.len() + value.len()) as u64));
+            ControlFlow::Continue(())
+        })?;
+        for (key, bytes) in drained {
+            self.store.remove(&key)?;
+            self.live_bytes = self.live_bytes.saturating_sub(bytes);
+        }
+        Ok(())
+    }
+}
+
+fn not_writable() -> StoreError {
+    StoreError::Io("no generation is open".into())
+}
+
+fn identity_error(error: &io::Error) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            StoreError::NoSpace(format!("IDENTITY: {error}"))
+        }
+        _ => StoreError::Io(format!("IDENTITY: {error}")),
     }
 }

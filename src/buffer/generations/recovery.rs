@@ -1,213 +1,201 @@
-//! Finding the end and the cursor, after a start and after a failed write.
-//!
-//! What can be read is served; what cannot is counted once; nothing that may have been used is used again; and a file
-//! whose write failed gets no new event.
+//! Finding the end and the cursor at a start. What can be read is served; what is missing is counted once; nothing that
+//! may have been used is used again.
 
-use std::ops::ControlFlow;
-
-use super::Generations;
-use super::keys::{CURSOR_KEY, SEQ_MAX, key_seq};
+use super::{Generations, Index, Note, Sealed};
 use crate::buffer::OpenError;
-use crate::buffer::block::{Assembly, Block};
-use crate::buffer::store::{Listed, Shelf, Store, StoreError};
+use crate::buffer::ledger::{Reason, Witness};
+use crate::buffer::store::{Listed, Shelf, StoreError};
 use crate::error::Class;
 use crate::event::Seq;
 
+/// So many small generations in a row become one: a restart leaves one behind, and a thousand restarts without a
+/// network must not fill the disk with folders.
+const SMALL_MAX: usize = 8;
+
+/// What the files tell.
+#[derive(Debug)]
+struct End {
+    /// The last position in use.
+    last: Seq,
+    /// Numbers behind it may have been used all the same.
+    is_uncertain: bool,
+}
+
 impl<H: Shelf> Generations<H> {
-    /// Finds the end and the cursor after a start or a failed write, and makes the newest generation writable.
-    /// `is_suspect`: a sync failed, so nothing more is written to the generation that was the newest.
-    pub(super) fn recover(&mut self, is_suspect: bool) -> Result<(), OpenError> {
-        let End { last, cursor, live_bytes } = self.find_end()?;
-        let known = self.high_water.durable;
-        let lost = known.0.saturating_sub(last.0);
-        let newest = self.row.back().map(|g| g.first);
-        let is_newest_usable = self.row.back().is_some_and(|g| g.store.is_some());
-        (self.cursor, self.cursor_durable) = (cursor, cursor);
-        self.unsynced_bytes = 0;
+    /// Finds end and cursor, counts what is missing at the end, and makes a newest generation if the disk takes one.
+    pub(super) fn recover(&mut self) -> Result<(), OpenError> {
+        self.finish_replacement()?;
+        for listed in self.shelf.list()? {
+            let disk_bytes = self.shelf.disk_bytes(listed);
+            let note = self.shelf.noted(listed.first).filter(|_| !listed.is_aside);
+            let note = note.and_then(|text| serde_json::from_slice(&text).ok());
+            self.row.push_back(Sealed { listed, disk_bytes, note, newest: None });
+        }
+        self.drop_other_copies();
+        let marks = self.high_water.marks();
+        let had_identity = self.identity.ceiling() > Seq(0);
+        let End { last, is_uncertain } = self.find_end()?;
+        self.cursor_durable = self.cursor;
+        let is_row_short = marks.newest > self.row.back().map_or(Seq(0), |sealed| sealed.listed.first);
+        self.must_jump =
+            had_identity && (is_uncertain || marks.durable > last || is_row_short || marks.newest == Seq(0));
+        self.durable = last;
         self.next = last.next();
-        // Numbers may have been used and lost: a tail, a whole generation, a directory without generations; or the
-        // suspect generation is empty and has the name that the new one would get.
-        let is_name_taken = is_suspect && newest == Some(self.next);
-        let is_wiped = newest.is_none() && self.identity.ceiling() > Seq(0);
-        if let Some(store) = self.row.back_mut().and_then(|g| g.store.as_mut()).filter(|_| is_suspect) {
-            // What was put and refused is served if it is still there. This makes it durable when only a put had
-            // failed; when a sync had, nothing can, and nothing depends on it.
-            if let Err(error) = store.sync() {
-                tracing::debug!(%error, "the generation that is left behind cannot be synced");
+        self.handed = self.cursor;
+        self.count_lost_tail(last, marks.durable);
+        self.ledger.set_witness(Witness { log: self.identity.log(), epoch: self.identity.epoch() });
+        self.store_ledger();
+        self.merge_small()?;
+        // Order: a drained generation goes once another one, or the high-water file, has the cursor.
+        if let Err(error) = self.reopen() {
+            tracing::error!(
+                %error,
+                "the buffer takes no events now; what is in it is delivered, and writing is tried again every second"
+            );
+            self.commit_without_store();
+        }
+        Ok(())
+    }
+
+    /// A replacement that is written and counted comes into the row; until then nothing there is read or deleted.
+    ///
+    /// # Errors
+    /// [`StoreError`]: try again, now or at the next start.
+    pub(super) fn finish_replacement(&mut self) -> Result<(), StoreError> {
+        let Some(replacement) = self.ledger.replacement() else { return Ok(()) };
+        self.shelf.swap_in(replacement.first, replacement.last)?;
+        self.ledger.set_replacement(None);
+        let Some(sealed) = self.row.iter_mut().find(|s| s.listed.first == replacement.first) else {
+            return Ok(());
+        };
+        if let Some(text) = sealed.note.as_ref().and_then(|note| serde_json::to_vec(note).ok()) {
+            self.shelf.note(sealed.listed.first, &text);
+        }
+        sealed.disk_bytes = self.shelf.disk_bytes(sealed.listed);
+        Ok(())
+    }
+
+    /// Of several copies that were set aside under one name, one is in the row; all are kept.
+    fn drop_other_copies(&mut self) {
+        let mut before: Option<Listed> = None;
+        self.row.retain(|sealed| {
+            let is_new = before != Some(sealed.listed);
+            before = Some(sealed.listed);
+            is_new
+        });
+    }
+
+    /// Reads the generations from the newest on until one has told end and cursor.
+    fn find_end(&mut self) -> Result<End, OpenError> {
+        let mut end = End { last: self.cursor, is_uncertain: false };
+        let mut bound = Seq::MAX;
+        for number in (0..self.row.len()).rev() {
+            let Some(Sealed { listed, .. }) = self.row.get(number) else { break };
+            let listed = *listed;
+            let is_newest = bound == Seq::MAX;
+            end.last = end.last.max(Seq(listed.first.0.saturating_sub(1)));
+            if is_newest && !listed.is_aside {
+                // What a dead process wrote is served, so it has to be durable first.
+                if let Err(error) = self.shelf.settle(listed.first) {
+                    tracing::debug!(%error, "the last generation cannot be synced");
+                    end.is_uncertain = true;
+                }
             }
+            let mut index = match self.index(listed, bound, self.cursor) {
+                Ok(index) => index,
+                Err(error) => {
+                    // Damage is counted when it is read; a disk that refuses now may not do so for ever.
+                    tracing::error!(first = listed.first.0, %error, "a generation cannot be read at the start");
+                    if is_newest {
+                        end.is_uncertain = true;
+                        // What may still come to light is not counted as lost.
+                        let is_damaged = error.class() == Class::Reject;
+                        let known = if is_damaged { Seq(0) } else { self.high_water.marks().durable };
+                        end.last = end.last.max(known);
+                    }
+                    bound = Seq(listed.first.0.saturating_sub(1));
+                    continue;
+                }
+            };
+            if let Some(format) = index.scanned.newer {
+                return Err(OpenError::NewerBlocks { first: listed.first, format });
+            }
+            self.cursor = self.cursor.max(index.cursor);
+            if is_newest {
+                let before = Seq(listed.first.0.saturating_sub(1)).max(self.cursor);
+                index.cut_torn_tail(before, index.synced.max(self.high_water.marks().durable));
+                end.is_uncertain |= listed.is_aside || index.scanned.unreadable > 0;
+                let mut note = Note::default();
+                for piece in &index.pieces {
+                    note.add(piece.rank, piece.bytes);
+                }
+                if let Some(sealed) = self.row.get_mut(number).filter(|sealed| sealed.note.is_none()) {
+                    sealed.note = Some(note);
+                }
+            }
+            end.last = end.last.max(index.last().unwrap_or_default());
+            if index.cursor > Seq(0) || !index.pieces.is_empty() {
+                break;
+            }
+            bound = Seq(listed.first.0.saturating_sub(1));
         }
-        if lost > 0 || is_wiped || is_name_taken || self.row.back().is_some_and(|g| g.is_aside) {
-            self.next =
-                self.identity.jump(last, cursor).map_err(|e| StoreError::Io(format!("IDENTITY: {e}")))?;
-            self.add_generation()?;
-        } else if is_suspect || !is_newest_usable {
-            self.add_generation()?;
-        } else {
-            self.adopt_newest(live_bytes).inspect_err(|_| self.doubt_newest())?;
-        }
-        // A generation that was set aside has counted its own events.
-        if lost > 0 && is_newest_usable {
-            self.damaged += lost;
+        end.last = end.last.max(self.cursor);
+        Ok(end)
+    }
+
+    /// The index of what a generation holds up to `bound` and behind `after`.
+    pub(super) fn index(&self, listed: Listed, bound: Seq, after: Seq) -> Result<Index, StoreError> {
+        let source = self.shelf.source(listed)?;
+        Index::build(&*source, (listed.first, bound), after).map_err(|e| StoreError::Io(e.to_string()))
+    }
+
+    /// Acknowledged events behind `last` are missing: the high-water mark was further.
+    fn count_lost_tail(&mut self, last: Seq, known: Seq) {
+        let lost = self.ledger.count_range(Reason::Corrupt, last.next(), known, 0);
+        if lost > 0 {
             tracing::error!(
                 first = last.0 + 1,
                 last = known.0,
                 events = lost,
                 "acknowledged events at the end of the buffer are missing"
             );
+            self.set_aside_last(last);
         }
-        if is_name_taken {
-            self.drop_empty(last.next());
-        }
-        self.trim();
-        Ok(())
     }
 
-    /// Goes on with the newest generation as it was found. After a process death it may hold what was never synced:
-    /// that is served, so it is made durable first.
-    fn adopt_newest(&mut self, live_bytes: u64) -> Result<(), StoreError> {
-        let (mut torn, mut torn_bytes) = (Vec::new(), 0);
-        let next = self.next.0.to_be_bytes();
-        let store = self.newest()?;
-        store.scan(&next, &mut |key, value| {
-            if key_seq(key).is_none() {
-                return ControlFlow::Break(());
-            }
-            torn.push(key.to_vec());
-            torn_bytes += (key.len() + value.len()) as u64;
-            ControlFlow::Continue(())
-        })?;
-        // Chunks without their event would lie between the blocks that are put next and hide them.
-        for key in torn {
-            store.remove(&key)?;
+    fn set_aside_last(&mut self, last: Seq) {
+        let number = self.row.len().saturating_sub(1);
+        let covers = self.row.back().is_some_and(|sealed| sealed.listed.first <= last.next());
+        if covers && let Err(error) = self.set_aside(number) {
+            tracing::warn!(%error, "the damaged generation could not be renamed");
         }
-        store.sync()?;
-        self.live_bytes = live_bytes.saturating_sub(torn_bytes);
-        self.durable = Seq(self.next.0 - 1);
-        self.note_high_water(false);
-        Ok(())
     }
 
-    /// Deletes a generation in which nothing ever became durable, so that failing syncs do not pile up empty ones.
-    fn drop_empty(&mut self, first: Seq) {
-        self.row.retain(|g| g.first != first);
-        if let Err(error) = self.shelf.delete(first) {
+    /// Makes one generation of many small ones at the end of the row.
+    fn merge_small(&mut self) -> Result<(), OpenError> {
+        // Nothing is in a generation that begins behind the last event, unless that was lost.
+        if self.must_jump {
+            return Ok(());
+        }
+        if let Err(error) = self.clear_name(self.durable.next()) {
             tracing::warn!(%error, "an empty generation could not be deleted");
+            return Ok(());
         }
-    }
-
-    /// The last position in use and the cursor, as far as what can be opened tells.
-    fn find_end(&mut self) -> Result<End, StoreError> {
-        let mut found = End { last: Seq(0), cursor: self.high_water.cursor, live_bytes: 0 };
-        // The newest that can be opened has the end. The cursor is in it too, or in the one before it when a crash
-        // came between the making of a generation and its first sync.
-        for index in (0..self.row.len()).rev() {
-            let Some(store) = self.open_at(index)? else { continue };
-            let end = match read_end(store) {
-                Ok(end) => end,
-                Err(error) if error.class() == Class::Reject => {
-                    self.set_aside(index, &error)?;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            if index + 1 == self.row.len() {
-                found.live_bytes = end.live_bytes;
+        let small_max = self.generation_bytes / 4;
+        let is_small = |sealed: &&Sealed| !sealed.listed.is_aside && sealed.disk_bytes < small_max;
+        let count = self.row.iter().rev().take_while(is_small).count();
+        if count < SMALL_MAX {
+            return Ok(());
+        }
+        let from = self.row.len() - count;
+        match self.rewrite(from, self.row.len(), None, |_| false) {
+            Err(error) if error.class() == Class::Reject => Err(error.into()),
+            // Later: it only saves space.
+            Err(error) => {
+                tracing::debug!(%error, "small generations could not be merged");
+                Ok(())
             }
-            found.last = found.last.max(end.last);
-            found.cursor = found.cursor.max(end.cursor);
-            if end.cursor > Seq(0) || end.last > Seq(0) {
-                break;
-            }
-        }
-        let newest = self.row.iter().rev().find(|g| !g.is_aside);
-        found.last = found.last.max(newest.map_or(Seq(0), |g| Seq(g.first.0.saturating_sub(1))));
-        found.last = found.last.max(found.cursor);
-        Ok(found)
-    }
-
-    /// Closes everything after a failed write, finds out what is durable and goes on in a new generation: the file
-    /// whose sync failed is never trusted with a new event. Nothing is acknowledged in between.
-    ///
-    /// # Errors
-    /// [`OpenError`]: try again later.
-    pub(in crate::buffer) fn reopen(&mut self) -> Result<(), OpenError> {
-        for generation in &mut self.row {
-            generation.store = None;
-        }
-        // Half-made ones, and drained ones that could not be deleted: a later start would take them for a part of the
-        // row.
-        for Listed { first, is_aside } in self.shelf.list()? {
-            if !is_aside && !self.row.iter().any(|g| g.first == first) {
-                self.shelf.delete(first)?;
-            }
-        }
-        self.recover(true)
-    }
-
-    /// A write to the newest generation failed. Should the agent end before [`Self::reopen`] has made another one,
-    /// the next start must know: the page cache shows what the disk may not have.
-    pub(super) fn doubt_newest(&mut self) {
-        let Some(first) = self.row.back().map(|g| g.first) else { return };
-        if let Err(error) = self.identity.doubt(first) {
-            tracing::warn!(%error, "IDENTITY could not be written; the failed write is not remembered over a restart");
+            Ok(_) => Ok(()),
         }
     }
-}
-
-struct End {
-    last: Seq,
-    cursor: Seq,
-    live_bytes: u64,
-}
-
-/// The last whole event, the cursor and the size of what is in a generation.
-fn read_end<S: Store>(store: &S) -> Result<End, StoreError> {
-    let mut cursor = Seq(0);
-    store.scan(CURSOR_KEY, &mut |key, value| {
-        if let (true, Ok(bytes)) = (key == CURSOR_KEY, value.try_into()) {
-            cursor = Seq(u64::from_be_bytes(bytes));
-        }
-        ControlFlow::Break(())
-    })?;
-    let mut last = Seq(0);
-    let mut bound = SEQ_MAX.0.to_be_bytes().to_vec();
-    while let Some(key) = store.floor(&bound)? {
-        let Some(seq) = key_seq(&key) else { break };
-        if let Some(end) = whole_event_end(store, seq)? {
-            last = end;
-            break;
-        }
-        // A torn tail: chunks of an event that was never acknowledged, or a damaged last block. Look before it.
-        let Some(before) = seq.0.checked_sub(1) else { break };
-        bound = before.to_be_bytes().to_vec();
-        bound.extend_from_slice(&u16::MAX.to_be_bytes());
-    }
-    Ok(End { last, cursor, live_bytes: live_bytes(store)? })
-}
-
-/// Position of the last event of the block at `seq`, if the block, with all its chunks, is whole.
-fn whole_event_end<S: Store>(store: &S, seq: Seq) -> Result<Option<Seq>, StoreError> {
-    let mut end = None;
-    let mut assembly = Assembly::default();
-    let mut run = Vec::new();
-    store.scan(&seq.0.to_be_bytes(), &mut |key, value| {
-        let block = Block::parse(value).ok().filter(|block| key_seq(key) == Some(seq) && block.first == seq);
-        let Some(block) = block else { return ControlFlow::Break(()) };
-        match assembly.take(&block, &mut run) {
-            Ok(false) => return ControlFlow::Continue(()),
-            Ok(true) => end = Some(block.last()),
-            Err(_) => {}
-        }
-        ControlFlow::Break(())
-    })?;
-    Ok(end)
-}
-
-fn live_bytes<S: Store>(store: &S) -> Result<u64, StoreError> {
-    let mut sum = 0;
-    store.scan(&[], &mut |key, value| {
-        sum += (key.len() + value.len()) as u64;
-        ControlFlow::Continue(())
-    })?;
-    Ok(sum)
 }

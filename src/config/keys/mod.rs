@@ -12,6 +12,7 @@ use super::parse;
 use super::reader::{Key, Reader};
 use super::units::format_bytes;
 use super::{Agent, Config, Limits};
+use crate::buffer::{Terms, WhenFull};
 use crate::ingest::{mqtt, unix};
 use crate::{buffer, log};
 
@@ -44,7 +45,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let mqtt = inputs::mqtt(r, &agent);
     let unix = inputs::unix(r);
     let limits = limits(r);
-    let buffer = buffer(r, &agent, &limits);
+    let (buffer, when_full) = buffer(r, &agent, &limits);
     let (kafka, drain) = outputs::kafka(r, &agent, &limits);
     let redis = outputs::redis(r);
     let log = log(r);
@@ -54,7 +55,8 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let pending_bytes_max = limits.quarter().min(batch_bytes_max);
     let mqtt = mqtt.map(|mqtt| mqtt::Options { pending_bytes_max, ..mqtt });
     let unix = unix.map(|unix| unix::Options { append_timeout: limits.append_timeout, ..unix });
-    Config { agent, mqtt, unix, limits, buffer, drain, kafka, redis, log }
+    let terms = Terms { when_full, priority: 0 };
+    Config { agent, mqtt, unix, limits, buffer, terms, drain, kafka, redis, log }
 }
 
 fn agent(r: &mut Reader, host_name: &str) -> Agent {
@@ -150,7 +152,7 @@ fn memory_min(event_bytes_max: u64) -> u64 {
     6 * event_bytes_max + 4 * QUARTER_REST
 }
 
-fn buffer(r: &mut Reader, agent: &Agent, limits: &Limits) -> buffer::Options {
+fn buffer(r: &mut Reader, agent: &Agent, limits: &Limits) -> (buffer::Options, WhenFull) {
     r.section("buffer", "The durable buffer between the inputs and Kafka.");
     let bytes_max = r.bytes(
         Key {
@@ -159,18 +161,20 @@ fn buffer(r: &mut Reader, agent: &Agent, limits: &Limits) -> buffer::Options {
             delivery: "How long an outage of Kafka may last before `when_full` applies.",
         },
         GIB,
-        8 * MIB..=TIB,
+        4 * MIB..=TIB,
     );
     let when_full = r.one_of(
         Key {
             name: "buffer.when_full",
-            meaning: "What happens at that limit: `block` lets producers wait, `reject` answers them at once.",
-            delivery: "Nothing that was acknowledged is ever dropped. MQTT with QoS 1 or 2 waits in the broker in both \
-                       cases.",
+            meaning: "What happens at that limit: `block` lets producers wait, `reject` answers them at once, \
+                      `drop_oldest` gives up the oldest events for new ones.",
+            delivery: "With `drop_oldest` acknowledged events may be lost; each is counted in the loss ledger as \
+                       `evicted`. With the others none is; MQTT with QoS 1 or 2 waits in the broker.",
         },
-        buffer::WhenFull::Block,
-        [("block", buffer::WhenFull::Block), ("reject", buffer::WhenFull::Reject)],
+        WhenFull::Block,
+        [("block", WhenFull::Block), ("reject", WhenFull::Reject), ("drop_oldest", WhenFull::DropOldest)],
     );
+    let (free_min, age_max) = buffer_floors(r);
     let commit_interval = r.duration(
         Key {
             name: "buffer.commit_interval",
@@ -200,13 +204,40 @@ fn buffer(r: &mut Reader, agent: &Agent, limits: &Limits) -> buffer::Options {
         "not below limits.append_timeout: every event of the socket would time out before its sync"
             .to_owned(),
     );
-    buffer::Options {
+    let options = buffer::Options {
         dir: agent.data_dir.join("buffer"),
+        ledger: agent.data_dir.join("LEDGER"),
+        agent: agent.id.clone(),
         bytes_max,
-        when_full,
+        free_min,
+        age_max,
         commit_interval,
         queue_bytes_max: limits.quarter(),
-    }
+    };
+    (options, when_full)
+}
+
+fn buffer_floors(r: &mut Reader) -> (u64, Option<Duration>) {
+    let free_min = r.bytes(
+        Key {
+            name: "buffer.min_free",
+            meaning: "Bytes of the file system that the buffer leaves to others; `0` for no such floor.",
+            delivery: "Below it the buffer counts as full.",
+        },
+        64 * MIB,
+        0..=TIB,
+    );
+    let age_max = r.duration(
+        Key {
+            name: "buffer.max_age",
+            meaning: "Events that wait longer are given up; `0s`: never. Time without power counts only where the clock was \
+                      trusted before and after it; when in doubt an event is kept.",
+            delivery: "Each is counted in the loss ledger as `expired`.",
+        },
+        secs(0),
+        secs(0)..=mins(60 * 24 * 3650),
+    );
+    (free_min, Some(age_max).filter(|age_max| !age_max.is_zero()))
 }
 
 fn username(r: &mut Reader, name: &'static str, meaning: &'static str) -> Option<String> {

@@ -240,20 +240,14 @@ impl Door {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buffer::{Buffer, Run, WhenFull, WriterThread};
+    use crate::buffer::{Buffer, Run, Terms, WriterThread};
     use crate::event::{EventId, Seq};
     use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
     use tokio::net::UnixStream;
 
     fn buffer(dir: &std::path::Path) -> (Buffer, WriterThread) {
-        let options = crate::buffer::Options {
-            dir: dir.join("buffer"),
-            bytes_max: 1 << 30,
-            when_full: WhenFull::Block,
-            commit_interval: Duration::ZERO,
-            queue_bytes_max: 1 << 20,
-        };
-        Buffer::open(&options, [0; 16]).unwrap()
+        let options = crate::buffer::Options::new(dir);
+        Buffer::open(&options, [0; 16], Arc::default()).unwrap()
     }
 
     #[tokio::test]
@@ -265,7 +259,8 @@ mod tests {
         let listener = bind(&options).unwrap();
         let stats = Arc::<crate::stats::Stats>::default();
         let (buffer, writer) = buffer(dir.path());
-        let admission = Admission::new(buffer.clone(), 1000, Arc::default(), Arc::clone(&stats), None);
+        let admission =
+            Admission::new(buffer.clone(), 1000, Terms::default(), Arc::default(), Arc::clone(&stats), None);
         let stop = CancellationToken::new();
         let peers = async {
             let mut text = String::new();
@@ -310,7 +305,8 @@ mod tests {
         let options = Options { path: path.clone(), mode: 0o600, connections_max: 2, append_timeout };
         let listener = bind(&options).unwrap();
         let (buffer, writer) = buffer(dir.path());
-        let admission = Admission::new(buffer.clone(), 1000, Arc::default(), Arc::default(), None);
+        let admission =
+            Admission::new(buffer.clone(), 1000, Terms::default(), Arc::default(), Arc::default(), None);
         let stop = CancellationToken::new();
         let peer = async {
             let (answers, mut out) = UnixStream::connect(&path).await.unwrap().into_split();

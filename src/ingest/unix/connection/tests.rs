@@ -76,20 +76,21 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let options = crate::buffer::Options {
-            dir: dir.path().join("buffer"),
-            bytes_max: 1 << 30,
-            when_full: crate::buffer::WhenFull::Reject,
-            commit_interval: Duration::ZERO,
-            queue_bytes_max: 1 << 20,
-        };
-        let (buffer, _) = Buffer::open(&options, [0; 16]).unwrap();
+        let options = crate::buffer::Options::new(dir.path());
+        let (buffer, _) = Buffer::open(&options, [0; 16], Arc::default()).unwrap();
         Self { buffer, _dir: dir }
     }
 
     /// With counters at zero.
     fn admission(&self) -> Admission {
-        Admission::new(self.buffer.clone(), EVENT_BYTES_MAX, Arc::default(), Arc::default(), None)
+        Admission::new(
+            self.buffer.clone(),
+            EVENT_BYTES_MAX,
+            crate::buffer::Terms::default(),
+            Arc::default(),
+            Arc::default(),
+            None,
+        )
     }
 }
 

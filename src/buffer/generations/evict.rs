@@ -1,0 +1,279 @@
+//! Giving events up on purpose: the lowest priority first, the oldest first, whole blocks, every event counted. Space
+//! comes back when a generation is written again without them, so that is how it is done, one generation at a time.
+
+use super::reading::{Age, Reading};
+use super::{Generations, Note, Sealed};
+use crate::buffer::block::{Kind, Rank};
+use crate::buffer::ledger::{Reason, Replacement};
+use crate::buffer::store::{Listed, Shelf, StoreError};
+use crate::event::Seq;
+
+/// A generation is written again when at least this part of it can go: below it, much would be written to win little.
+const SHARE_MIN: u64 = 8;
+
+/// A file is compacted for room when this part of its content, and some bytes, would come back.
+const BLOAT_SHARE: u64 = 4;
+const BLOAT_BYTES_MIN: u64 = 128 * 1024;
+
+impl<H: Shelf> Generations<H> {
+    /// Gives up the oldest evictable events of the lowest priority there is, up to `priority`, out of one generation.
+    /// What the drain has read may be on its way and stays. Whether anything was given up.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the disk refuses; nothing was given up.
+    pub(in crate::buffer) fn evict(&mut self, priority: u8) -> Result<bool, StoreError> {
+        if self.unsynced_bytes > 0 {
+            return Ok(false);
+        }
+        for priority in 0..=priority {
+            let rank = Rank { priority, evictable: true };
+            for number in 0..self.row.len() {
+                if self.is_worth_it(number, rank)
+                    && self.rewrite(number, number + 1, Some(Reason::Evicted), |piece| piece.rank == rank)?
+                        > 0
+                {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Seals the newest generation if it holds much that could be evicted, so that [`Self::evict`] can reach it.
+    ///
+    /// # Errors
+    /// As [`Self::evict`].
+    pub(in crate::buffer) fn seal_evictable(&mut self, priority: u8) -> Result<bool, StoreError> {
+        let Some(newest) = self.newest.as_ref() else { return Ok(false) };
+        let ranks = newest.note.ranks.iter().filter(|(rank, _)| rank.evictable && rank.priority <= priority);
+        let evictable: u64 = ranks.map(|(_, bytes)| bytes).sum();
+        let is_small =
+            newest.live_bytes < self.generation_bytes / 4 || evictable * SHARE_MIN < newest.disk_bytes;
+        if is_small || self.unsynced_bytes > 0 || self.handed >= self.durable {
+            return Ok(false);
+        }
+        self.add_generation()?;
+        Ok(true)
+    }
+
+    /// Writes the oldest sealed generation again whose file is much larger than what is in it: the store leaves space
+    /// between its blocks, which matters only when there is no room. Whether there was one.
+    ///
+    /// # Errors
+    /// As [`Self::evict`].
+    pub(in crate::buffer) fn compact(&mut self) -> Result<bool, StoreError> {
+        if self.unsynced_bytes > 0 {
+            return Ok(false);
+        }
+        let is_bloated = |sealed: &Sealed| {
+            let live: u64 = sealed.note.iter().flat_map(|note| &note.ranks).map(|(_, bytes)| bytes).sum();
+            let is_known = sealed.note.is_some() && !sealed.listed.is_aside;
+            is_known && sealed.disk_bytes > live + live / BLOAT_SHARE + BLOAT_BYTES_MIN
+        };
+        let Some(number) = self.row.iter().position(is_bloated) else { return Ok(false) };
+        self.rewrite(number, number + 1, None, |_| false)?;
+        // One that turned out to be damaged is set aside, and not looked at again.
+        Ok(true)
+    }
+
+    fn is_worth_it(&mut self, number: usize, rank: Rank) -> bool {
+        let end = self.end_of(number);
+        let Some(sealed) = self.row.get(number).filter(|s| !s.listed.is_aside && end > self.handed) else {
+            return false;
+        };
+        let disk_bytes = sealed.disk_bytes;
+        if sealed.note.is_none() {
+            let listed = sealed.listed;
+            let index = self.index(listed, end, self.cursor_durable).unwrap_or_default();
+            let mut note = Note::default();
+            for piece in &index.pieces {
+                note.add(piece.rank, piece.bytes);
+            }
+            if let Some(sealed) = self.row.get_mut(number) {
+                sealed.note = Some(note);
+            }
+        }
+        let bytes = self.row.get(number).and_then(|s| s.note.as_ref()).map_or(0, |note| note.bytes_of(rank));
+        bytes > 0 && bytes.saturating_mul(SHARE_MIN) >= disk_bytes
+    }
+
+    /// Gives up whole generations, oldest first, whose newest event is older than `max_age`. What the drain reads is
+    /// looked at block by block besides.
+    ///
+    /// # Errors
+    /// As [`Self::evict`].
+    pub(in crate::buffer) fn expire(&mut self, age: Age) -> Result<(), StoreError> {
+        let Some(age_max) = self.limits.age_max else { return Ok(()) };
+        let mut number = 0;
+        while number < self.row.len() {
+            let first = self.row.get(number).map_or(Seq(0), |sealed| sealed.listed.first);
+            // Not what the drain has in its hands, nor what was given up already.
+            if first > self.handed
+                && let Some((origin, received)) = self.newest_event(number)
+            {
+                if age.of(origin, received).is_none_or(|age| age <= age_max) {
+                    break;
+                }
+                let before = self.row.len();
+                self.rewrite(number, number + 1, Some(Reason::Expired), |_| true)?;
+                number -= before.saturating_sub(self.row.len()).min(number);
+            }
+            number += 1;
+        }
+        Ok(())
+    }
+
+    /// Writes the generations `from..to` of the row again as one, without the events that are to go: those behind
+    /// what the drain has read for which `is_given_up` holds. A small replacement before them is taken in. Counts
+    /// them under `reason` and answers how many.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the disk refuses; everything is as it was.
+    pub(super) fn rewrite(
+        &mut self,
+        from: usize,
+        to: usize,
+        reason: Option<Reason>,
+        is_given_up: impl Fn(&Candidate) -> bool,
+    ) -> Result<u64, StoreError> {
+        self.finish_replacement()?;
+        let from = self.with_small_before(from);
+        let mut readings = Vec::new();
+        for number in from..to {
+            // Counts what is damaged; a damaged generation is kept as it is.
+            self.look_into(number)?;
+            match self.reading.take() {
+                Some(reading) if !reading.listed.is_aside => readings.push(reading),
+                _ => return Ok(0),
+            }
+        }
+        let Some(first) = readings.first().map(|reading| reading.listed.first) else { return Ok(0) };
+        let last = self.end_of(to - 1);
+        let handed = self.handed;
+        let plan =
+            plan(&readings, |piece| piece.kind == Kind::Events && piece.first > handed && is_given_up(piece));
+        if reason.is_some() && plan.given_up.is_empty() {
+            return Ok(0);
+        }
+        self.write_replacement(first, &mut readings, &plan)?;
+        // Order: from here on it is counted, and a start that finds the ledger finishes what follows.
+        let mut events = 0;
+        if let Some(reason) = reason {
+            for &(first, last) in &plan.given_up {
+                events += self.ledger.count_range(reason, first, last, 0);
+            }
+        }
+        self.ledger.set_replacement(Some(Replacement { first, last }));
+        self.store_ledger();
+        self.row.drain(from..to);
+        let listed = Listed { first, is_aside: false };
+        let mut note = Note::default();
+        for &(rank, bytes) in &plan.kept {
+            note.add(rank, bytes);
+        }
+        self.row.insert(from, Sealed { listed, disk_bytes: 0, note: Some(note), newest: None });
+        self.finish_replacement()?;
+        if let Some(reason) = reason {
+            tracing::warn!(
+                events,
+                first = plan.given_up.first().map(|range| range.0.0),
+                last = plan.given_up.last().map(|range| range.1.0),
+                "events were given up ({}) and counted in the loss ledger",
+                reason.word()
+            );
+        }
+        Ok(events)
+    }
+
+    fn write_replacement(
+        &mut self,
+        first: Seq,
+        readings: &mut [Reading],
+        plan: &Plan,
+    ) -> Result<(), StoreError> {
+        let (encoder, cursor) = (&mut self.encoder, self.cursor_durable);
+        let mut bytes = 0;
+        self.shelf.prepare(first, &mut |put| {
+            let mut put = |block: &[u8]| {
+                bytes += block.len() as u64;
+                put(block)
+            };
+            put(encoder.cursor(cursor))?;
+            for step in &plan.steps {
+                match *step {
+                    Step::Keep { reading, piece } => {
+                        if let Some(reading) = readings.get_mut(reading) {
+                            reading.blocks(piece, &mut put)?;
+                        }
+                    }
+                    Step::Gap { first, last } => {
+                        let mut from = first;
+                        while from <= last {
+                            let positions = u32::try_from(last.0 + 1 - from.0).unwrap_or(u32::MAX);
+                            put(encoder.gap(from, positions))?;
+                            from = from.plus(u64::from(positions));
+                        }
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        self.stored_bytes += bytes;
+        Ok(())
+    }
+
+    /// A generation that was emptied before grows with its neighbour, so that gaps do not pile up as folders.
+    fn with_small_before(&self, from: usize) -> usize {
+        let before = from.checked_sub(1).and_then(|before| self.row.get(before));
+        let is_small = before
+            .is_some_and(|sealed| !sealed.listed.is_aside && sealed.disk_bytes < self.generation_bytes / 4);
+        if is_small { from - 1 } else { from }
+    }
+}
+
+/// A piece that may be given up.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate {
+    first: Seq,
+    pub(super) rank: Rank,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Step {
+    Keep { reading: usize, piece: usize },
+    Gap { first: Seq, last: Seq },
+}
+
+/// What a replacement consists of.
+#[derive(Debug, Default)]
+struct Plan {
+    steps: Vec<Step>,
+    given_up: Vec<(Seq, Seq)>,
+    kept: Vec<(Rank, u64)>,
+}
+
+fn plan(readings: &[Reading], is_given_up: impl Fn(&Candidate) -> bool) -> Plan {
+    let mut plan = Plan::default();
+    for (reading, index) in readings.iter().map(Reading::index).enumerate() {
+        for (number, piece) in index.pieces.iter().enumerate() {
+            let goes = is_given_up(&Candidate { first: piece.first, rank: piece.rank, kind: piece.kind });
+            if goes {
+                match plan.given_up.last_mut() {
+                    Some((_, last)) if last.next() == piece.first => *last = piece.last,
+                    _ => plan.given_up.push((piece.first, piece.last)),
+                }
+            }
+            if !goes && piece.kind == Kind::Events {
+                plan.kept.push((piece.rank, piece.bytes));
+                plan.steps.push(Step::Keep { reading, piece: number });
+                continue;
+            }
+            match plan.steps.last_mut() {
+                Some(Step::Gap { last, .. }) if last.next() == piece.first => *last = piece.last,
+                _ => plan.steps.push(Step::Gap { first: piece.first, last: piece.last }),
+            }
+        }
+    }
+    plan
+}
