@@ -90,7 +90,7 @@ fn an_emergency_remount_loses_nothing() {
     let tally = Tally::start(kafka.address(), &topic);
     let disk = Disk::ext4_with(64, "loop,errors=remount-ro");
     let mut agent = Agent::start(|config| {
-        config.set("agent.data_dir", disk.data_dir().to_str().unwrap());
+        disk.install(config);
         config.kafka(kafka.address(), &topic).set("limits.append_timeout", "1s");
     });
     let pace = Pace { rate: Some(400), window: 100, ..Pace::default() };

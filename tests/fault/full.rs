@@ -24,7 +24,7 @@ fn filled_by_somebody_else(test: &str, disk: &Disk) {
     let topic = create_topic(kafka.address(), 2);
     let tally = Tally::start(kafka.address(), &topic);
     let mut agent = Agent::start(|config| {
-        config.set("agent.data_dir", disk.data_dir().to_str().unwrap());
+        disk.install(config);
         config.set("buffer.max_bytes", "24 MiB").set("limits.append_timeout", "1s");
         config.kafka(kafka.address(), &topic);
     });
@@ -66,7 +66,7 @@ fn restart_with_a_full_buffer_and_one_mebibyte_of_free_disk() {
     let nowhere = Nowhere::new();
     let disk = Disk::ext4(32);
     let mut agent = Agent::prepare(|config| {
-        config.set("agent.data_dir", disk.data_dir().to_str().unwrap());
+        disk.install(config);
         config.set("buffer.max_bytes", "16 MiB").set("limits.append_timeout", "500ms");
     });
     let mut acked = Acked::new();

@@ -37,7 +37,7 @@ struct Site {
 impl Site {
     fn new(disk: Disk, topic: String, configure: impl FnOnce(&mut Config)) -> Self {
         let agent = Agent::prepare(|config| {
-            config.set("agent.data_dir", disk.data_dir().to_str().unwrap());
+            disk.install(config);
             config.shared_kafka(&topic);
             configure(config);
         });

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::harness::agent::Agent;
+use crate::harness::agent::{Agent, Config};
 use crate::harness::wait::{USUAL, eventually};
 
 const MIB: u64 = 1 << 20;
@@ -69,6 +69,11 @@ impl Disk {
     /// Where it is mounted.
     pub(crate) fn path(&self) -> &Path {
         &self.point
+    }
+
+    /// The agent keeps its data on it. It is too small for the floor that is kept free for others by default.
+    pub(crate) fn install(&self, config: &mut Config) {
+        config.set("agent.data_dir", text(&self.data_dir())).set("buffer.min_free", 0);
     }
 
     /// The agent's data folder on it.
