@@ -1,4 +1,10 @@
 //! The handle, on the real store and on one whose failures and syncs are scripted.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    reason = "small numbers of a test"
+)]
 
 use super::memory::{Cut, MemoryShelf};
 use super::*;
