@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fieldpost::buffer::{Batch, Buffer, Options, Wait};
 use fieldpost::event::{Event, EventId, Payload, Stamp};

@@ -235,9 +235,49 @@ impl Signals {
     }
 }
 
+/// What the block device under a directory has written since this was made, whoever asked for it.
+#[derive(Debug)]
+pub struct DeviceWrites {
+    path: PathBuf,
+    at_start: Option<u64>,
+}
+
+impl DeviceWrites {
+    /// Counts from now on.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), at_start: device_bytes_written(path) }
+    }
+
+    /// Bytes; `None` where the kernel does not tell (file systems in memory, several devices, containers).
+    pub fn bytes(&self) -> Option<u64> {
+        Some(device_bytes_written(&self.path)?.saturating_sub(self.at_start?))
+    }
+}
+
+/// Field 7 of `/sys/dev/block/M:N/stat`, in sectors of 512 bytes (the kernel's Documentation/block/stat.rst).
+fn device_bytes_written(path: &Path) -> Option<u64> {
+    let device = rustix::fs::stat(path).ok()?.st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
+    let sectors: u64 = text.split_ascii_whitespace().nth(6)?.parse().ok()?;
+    sectors.checked_mul(512)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_device_wrote_only_grows_and_memory_has_none() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let writes = DeviceWrites::new(dir.path());
+        fs::write(dir.path().join("file"), [7; 100_000]).unwrap();
+        fs::File::open(dir.path().join("file")).unwrap().sync_all().unwrap();
+        if let Some(bytes) = writes.bytes() {
+            assert!(bytes >= 100_000, "{bytes}");
+        }
+        assert_eq!(DeviceWrites::new(Path::new("/proc")).bytes(), None);
+    }
     use rustix::process::{Signal as Kill, getpid, kill_process};
 
     #[test]

@@ -69,7 +69,18 @@ const ASIDE_SHARE: u64 = 8;
 /// The largest batch that a buffer of `bytes_max` takes for certain once it is drained. A larger one could wait for
 /// ever.
 pub(super) fn batch_bytes_max(bytes_max: u64) -> u64 {
-    bytes_max.saturating_sub(DRAINED_BYTES_MAX + GENERATION_COST_BYTES) / GROWTH
+    let taken = DRAINED_BYTES_MAX + margin(generation_bytes(bytes_max)) + Reserve::bytes_of(bytes_max);
+    bytes_max.saturating_sub(taken) / GROWTH
+}
+
+/// Live bytes at which the newest generation is sealed under this quota.
+fn generation_bytes(bytes_max: u64) -> u64 {
+    (bytes_max / 8).clamp(GENERATION_BYTES_MIN, GENERATION_BYTES)
+}
+
+/// Disk that is never taken by events: a new generation has its place there, or one that is written again.
+fn margin(generation_bytes: u64) -> u64 {
+    GENERATION_COST_BYTES.max(generation_bytes + generation_bytes / 8)
 }
 
 /// Most events in one block: its count has 16 bits.
@@ -212,7 +223,7 @@ impl<H: Shelf> Generations<H> {
             reading: None,
             asides: VecDeque::new(),
             limits,
-            generation_bytes: (limits.bytes_max / 8).clamp(GENERATION_BYTES_MIN, GENERATION_BYTES),
+            generation_bytes: generation_bytes(limits.bytes_max),
             unsynced_bytes: 0,
             stored_bytes: 0,
             next: Seq(1),
@@ -395,7 +406,7 @@ impl<H: Shelf> Generations<H> {
     }
 
     fn fits(&self, bytes: usize) -> bool {
-        let fresh = GROWTH * (self.unsynced_bytes + bytes as u64) + GENERATION_COST_BYTES;
+        let fresh = GROWTH * (self.unsynced_bytes + bytes as u64) + margin(self.generation_bytes);
         let floor = self.limits.free_min;
         self.disk_bytes() + fresh <= self.limits.bytes_max
             && (floor == 0 || self.shelf.free_bytes() >= floor.saturating_add(fresh))
@@ -411,7 +422,7 @@ impl<H: Shelf> Generations<H> {
     fn disk_bytes(&self) -> u64 {
         let sealed: u64 = self.row.iter().map(|sealed| sealed.disk_bytes).sum();
         let asides: u64 = self.asides.iter().map(|(_, bytes)| bytes).sum();
-        sealed + asides + self.newest.as_ref().map_or(0, |newest| newest.disk_bytes)
+        self.reserve.bytes() + sealed + asides + self.newest.as_ref().map_or(0, |newest| newest.disk_bytes)
     }
 
     /// Puts a batch behind everything else and answers its first position. Not durable before [`Self::sync`].

@@ -66,13 +66,22 @@ impl<H: Shelf> Generations<H> {
                 self.read_newest(bytes_max, age, run)?;
                 continue;
             }
-            // The last generation that starts at or before `wanted`, else the first one behind it.
+            // The last generation that begins at or before `wanted`, else the first one.
             let number = self.row.partition_point(|s| s.listed.first <= wanted).saturating_sub(1);
-            let end = self.end_of(number);
-            if self.row.is_empty() {
+            let Some(first) = self.row.get(number).map(|sealed| sealed.listed.first) else {
+                let end = self.end_of(number);
+                self.count_missing(wanted, end);
+                run.reach(end);
+                continue;
+            };
+            if first > wanted {
+                // The generation that had them is gone.
+                let end = Seq(first.0 - 1);
+                self.count_missing(wanted, end);
                 run.reach(end);
                 continue;
             }
+            let end = self.end_of(number);
             self.look_into(number)?;
             self.read_sealed(end, bytes_max, age, run)?;
         }
