@@ -59,9 +59,7 @@ fn the_clock_jumps_while_the_agent_runs() {
             wait_more(&producers, 200);
             pass(Duration::from_millis(random.u64(..300)));
             let before = tally.different();
-            eventually("the drain goes on", USUAL, || {
-                (tally.different() > before).then_some(())
-            });
+            eventually("the drain goes on", USUAL, || (tally.different() > before).then_some(()));
         }
     }
     let verdict = tally.verdict(&finish(producers));

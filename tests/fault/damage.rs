@@ -168,7 +168,11 @@ fn judge(name: &str, damage: impl FnOnce(&Path)) -> Result<Vec<(String, u64)>, S
     }
     let verdict = case.tally.verdict_within(&expected, USUAL);
     check(verdict.lost.is_empty(), || {
-        format!("{} events of whole blocks are not served, from {:?}", verdict.lost.len(), verdict.lost.first())
+        format!(
+            "{} events of whole blocks are not served, from {:?}",
+            verdict.lost.len(),
+            verdict.lost.first()
+        )
     })?;
     // New events are taken behind it.
     let pace = Pace { count: 10, ..Pace::default() };
@@ -180,10 +184,16 @@ fn judge(name: &str, damage: impl FnOnce(&Path)) -> Result<Vec<(String, u64)>, S
     let missing: BTreeSet<u64> = gone.iter().map(|(seq, _)| **seq).collect();
     let ledger = ledger::read(&case.agent.data_dir(), "corrupt");
     check(ledger.events == missing.len() as u64 && ledger.numbers == missing, || {
-        format!("missing {}, in the ledger {} events, {}", show(&missing), ledger.events, show(&ledger.numbers))
+        format!(
+            "missing {}, in the ledger {} events, {}",
+            show(&missing),
+            ledger.events,
+            show(&ledger.numbers)
+        )
     })?;
     // It is counted once.
-    case.agent.restart();
+    case.agent.begin();
+    wait_up(&case.agent);
     check(case.agent.stop().success(), || "does not stop in order the second time".into())?;
     let later = ledger::read(&case.agent.data_dir(), "corrupt");
     check(later == ledger, || format!("the next start counts {} events of it", later.events))?;
@@ -269,7 +279,11 @@ fn generations_cut_short_zeroed_garbled_or_gone() {
             for kind in 0..9 {
                 let seed = random.u64(..);
                 cases.run(&format!("generation {which} of {count}, kind {kind}, seed {seed}"), |data_dir| {
-                    damage_generation(&generations(data_dir)[which], kind, &mut fastrand::Rng::with_seed(seed));
+                    damage_generation(
+                        &generations(data_dir)[which],
+                        kind,
+                        &mut fastrand::Rng::with_seed(seed),
+                    );
                 });
             }
         }
@@ -299,7 +313,8 @@ fn damage_generation(generation: &Path, kind: usize, random: &mut fastrand::Rng)
         }
         6 => fs::remove_file(&db).unwrap(),
         7 => {
-            let others: Vec<PathBuf> = files_below(generation).into_iter().filter(|file| *file != db).collect();
+            let others: Vec<PathBuf> =
+                files_below(generation).into_iter().filter(|file| *file != db).collect();
             fs::remove_file(random.choice(&others).expect("a database has more files than one")).unwrap();
         }
         _ => fs::remove_dir_all(generation).unwrap(),

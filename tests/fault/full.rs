@@ -28,7 +28,8 @@ fn filled_by_somebody_else(test: &str, disk: &Disk) {
         config.set("buffer.max_bytes", "24 MiB").set("limits.append_timeout", "1s");
         config.kafka(kafka.address(), &topic);
     });
-    let producers = start_producers(&agent, 2, Pace { rate: Some(600), window: 100, padding: 300, ..Pace::default() });
+    let producers =
+        start_producers(&agent, 2, Pace { rate: Some(600), window: 100, padding: 300, ..Pace::default() });
     for _ in 0..laps {
         kafka.pause();
         wait_more(&producers, random.u64(300..1500));
@@ -37,7 +38,11 @@ fn filled_by_somebody_else(test: &str, disk: &Disk) {
         let acked = acked_of(&producers);
         kafka.resume();
         let verdict = tally.verdict(&acked);
-        assert!(verdict.lost.is_empty(), "with the disk full the drain does not go on: {} events wait", verdict.lost.len());
+        assert!(
+            verdict.lost.is_empty(),
+            "with the disk full the drain does not go on: {} events wait",
+            verdict.lost.len()
+        );
         drop(filler);
         wait_more(&producers, 300);
     }
@@ -78,7 +83,8 @@ fn restart_with_a_full_buffer_and_one_mebibyte_of_free_disk() {
         wait_up(&agent);
         let producers = start_producers(&agent, 2, Pace { window: 50, padding: 2000, ..Pace::default() });
         eventually("the buffer is full", USUAL * 2, || {
-            let is_full = |producer: &Producer| producer.refused().iter().any(|refusal| refusal.code == "buffer_full");
+            let is_full =
+                |producer: &Producer| producer.refused().iter().any(|refusal| refusal.code == "buffer_full");
             producers.iter().all(is_full).then_some(())
         });
         for producer in producers {

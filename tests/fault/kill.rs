@@ -34,9 +34,8 @@ fn killed_at_any_time_nothing_that_either_input_acknowledged_is_lost() {
     let beat = Beat { rate: Some(300), window: 300, ..Beat::default() };
     let sensor = Sensor::start(&shared.mqtt, &prefix, &unique("sensor"), beat);
     let pace = Pace { rate: Some(300), window: 300, ..Pace::default() };
-    let producers: Vec<Producer> = (0..SOCKET_PRODUCERS)
-        .map(|_| Producer::start(&agent.socket(), &unique("program"), pace))
-        .collect();
+    let producers: Vec<Producer> =
+        (0..SOCKET_PRODUCERS).map(|_| Producer::start(&agent.socket(), &unique("program"), pace)).collect();
     for _ in 0..rounds {
         pass(Duration::from_millis(random.u64(5..700)));
         agent.kill9();

@@ -60,6 +60,13 @@ impl Site {
 
     /// Starts the agent without Kafka and lets its buffer grow by the beginning of one more generation.
     fn grow(&mut self) {
+        if generations(&self.disk.data_dir()).len() > 3 {
+            self.begin(true);
+            eventually("the backlog is drained", USUAL, || {
+                (generations(&self.disk.data_dir()).len() < 2).then_some(())
+            });
+            self.agent.kill9();
+        }
         self.begin(false);
         wait_up(&self.agent);
         wait_new_generation(&self.agent, &generations(&self.disk.data_dir()));
@@ -157,8 +164,8 @@ fn power_cut_around_the_beginning_and_the_end_of_a_generation() {
     let topic = create_topic(&Shared::get().kafka, 2);
     let tally = Tally::start(&Shared::get().kafka, &topic);
     let mut site = Site::new(Disk::ext4(128), topic, |config| {
-        // Generations of 1 MiB.
-        config.set("buffer.max_bytes", "8 MiB").set("limits.max_event_bytes", "64 KiB");
+        // Generations of 2 MiB.
+        config.set("buffer.max_bytes", "16 MiB").set("limits.max_event_bytes", "64 KiB");
     });
     site.produce(2, Pace { rate: Some(900), window: 200, padding: 900, ..Pace::default() });
     for round in 0..rounds {

@@ -1,7 +1,7 @@
 //! Old copies come back: of the buffer's directory, of the whole data folder; or nothing is left of it. Numbering then
 //! begins again where it was, and still no position may stand for two events, or consumers would drop new ones.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::harness::agent::Agent;
 use crate::harness::flow::{Pace, Producer};
@@ -50,8 +50,19 @@ impl Lives {
     }
 }
 
+/// What becomes of a folder.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It is gone.
+    Wiped,
+    /// A folder made from the copy takes its place.
+    Replaced,
+    /// It stays, and what is in it becomes what is in the copy.
+    Overwritten,
+}
+
 /// `part` of the data folder (`""` for all of it) goes back to a copy, or away.
-fn restored(test: &str, part: &str, is_wiped: bool) {
+fn restored(test: &str, part: &str, fate: Fate) {
     let (mut random, rounds) = (random(test), rounds(3));
     let mut lives = Lives::new();
     let place: PathBuf = lives.agent.data_dir().join(part);
@@ -64,8 +75,11 @@ fn restored(test: &str, part: &str, is_wiped: bool) {
         copy_tree(&place, &copy);
         // All of it is delivered, so the copy holds nothing that Kafka lacks.
         lives.live(true, gone);
-        std::fs::remove_dir_all(&place).unwrap();
-        if !is_wiped {
+        if fate != Fate::Overwritten {
+            std::fs::remove_dir_all(&place).unwrap();
+        }
+        if fate != Fate::Wiped {
+            remove_what_is_not_in(&copy, &place);
             copy_tree(&copy, &place);
         }
         std::fs::remove_dir_all(&copy).unwrap();
@@ -78,17 +92,41 @@ fn restored(test: &str, part: &str, is_wiped: bool) {
     verdict.assert_sound();
 }
 
+/// Folders that are in both stay, with their places on the disk.
+fn remove_what_is_not_in(copy: &Path, place: &Path) {
+    let Ok(entries) = std::fs::read_dir(place) else { return };
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        let of_copy = copy.join(path.file_name().unwrap());
+        match (path.is_dir(), of_copy.exists()) {
+            (true, true) => remove_what_is_not_in(&of_copy, &path),
+            (true, false) => std::fs::remove_dir_all(path).unwrap(),
+            (false, true) => {}
+            (false, false) => std::fs::remove_file(path).unwrap(),
+        }
+    }
+}
+
 #[test]
 fn an_old_copy_of_the_buffer_never_uses_a_position_twice() {
-    restored("old_buffer", "buffer", false);
+    restored("old_buffer", "buffer", Fate::Replaced);
+}
+
+#[test]
+fn an_old_copy_of_the_buffer_in_place_never_uses_a_position_twice() {
+    restored("old_buffer_in_place", "buffer", Fate::Overwritten);
 }
 
 #[test]
 fn an_old_copy_of_the_data_folder_never_uses_a_position_twice() {
-    restored("old_data_folder", "", false);
+    restored("old_data_folder", "", Fate::Replaced);
+}
+
+#[test]
+fn an_old_copy_of_the_data_folder_in_place_never_uses_a_position_twice() {
+    restored("old_data_folder_in_place", "", Fate::Overwritten);
 }
 
 #[test]
 fn a_wiped_buffer_never_uses_a_position_twice() {
-    restored("wiped_buffer", "buffer", true);
+    restored("wiped_buffer", "buffer", Fate::Wiped);
 }

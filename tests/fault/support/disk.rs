@@ -44,15 +44,10 @@ impl Disk {
         let image = home.path().join("image");
         File::create(&image).expect("an image").set_len(mib * MIB).expect("room for an image");
         // Without the lazy parts, which would go on writing behind the test's back.
-        run("mkfs.ext4", &[
-            "-q",
-            "-F",
-            "-b",
-            "4096",
-            "-E",
-            "lazy_itable_init=0,lazy_journal_init=0",
-            text(&image),
-        ]);
+        run(
+            "mkfs.ext4",
+            &["-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0", text(&image)],
+        );
         let disk = Self { home, point, image: Some(image), options };
         disk.mount();
         disk
@@ -64,11 +59,6 @@ impl Disk {
         let (home, point) = folders();
         run("mount", &["-t", "tmpfs", "-o", &format!("size={mib}m"), "fieldpost-fault", text(&point)]);
         Self { home, point, image: None, options: "" }
-    }
-
-    /// Where it is mounted.
-    pub(crate) fn path(&self) -> &Path {
-        &self.point
     }
 
     /// The agent keeps its data on it. It is too small for the floor that is kept free for others by default.
@@ -178,7 +168,9 @@ impl Disk {
     /// Somebody may look at a new mount for a moment.
     #[track_caller]
     fn unmount(&self) {
-        eventually("it can be unmounted", Duration::from_secs(5), || try_run("umount", &[text(&self.point)]).ok());
+        eventually("it can be unmounted", Duration::from_secs(5), || {
+            try_run("umount", &[text(&self.point)]).ok()
+        });
     }
 }
 

@@ -96,7 +96,18 @@ fn library() -> &'static Path {
         let fresh = own.with_file_name(format!("fault-shim-{}.so", std::process::id()));
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fault/shim.c");
         let output = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", text(&fresh), source, "-ldl"])
+            .args([
+                "-shared",
+                "-fPIC",
+                "-O1",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-o",
+                text(&fresh),
+                source,
+                "-ldl",
+            ])
             .output()
             .expect("a C compiler (cc)");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -74,7 +74,6 @@ pub(crate) struct Verdict {
     pub(crate) lost: Vec<(String, u64)>,
     /// Records beyond the first of each event.
     pub(crate) duplicates: u64,
-    pub(crate) records: u64,
     /// First occurrences that came behind a later event of their source.
     pub(crate) out_of_order: u64,
     /// See the module's description.
@@ -141,7 +140,6 @@ impl Tally {
             acknowledged: acked.values().map(|numbers| numbers.len() as u64).sum(),
             lost: state.missing(acked).collect(),
             duplicates: state.records - state.different,
-            records: state.records,
             out_of_order: state.out_of_order,
             wrong: state.wrong.clone(),
         })
