@@ -62,7 +62,8 @@ impl Clock {
     /// The times now.
     pub fn now(&self) -> Stamp {
         let boot_us = u64::try_from(micros(clock_gettime(ClockId::Boottime))).unwrap_or(0);
-        let wall_us = micros(clock_gettime(ClockId::Realtime));
+        // By way of the C library, so that a test's clock reaches it.
+        let wall_us = jiff::Timestamp::now().as_microsecond();
         Stamp { wall_us, boot_us, clock_trusted: self.trusted(boot_us) }
     }
 
