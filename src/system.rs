@@ -263,6 +263,34 @@ fn device_bytes_written(path: &Path) -> Option<u64> {
     sectors.checked_mul(512)
 }
 
+/// glibc's setting of the size from which a block is mapped by itself, and its value from the start.
+#[cfg(target_env = "gnu")]
+const MMAP_THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "262144");
+
+/// Starts the program again in the same process, with glibc's allocator kept from raising its mmap threshold. Left to
+/// itself it does so when the first generation is closed (sled frees tables of 2 and 4 MB, hardly any page of which was
+/// ever touched), and from then on clears such tables by hand in its heaps: 20 MB of memory for ever. The allocator
+/// reads that setting before the program begins, and the call for later needs unsafe code.
+///
+/// Returns when it was done before, or cannot be done: that costs memory and nothing else.
+#[cfg(target_env = "gnu")]
+pub(crate) fn keep_memory_small() {
+    use std::os::unix::process::CommandExt as _;
+    let (name, value) = MMAP_THRESHOLD;
+    if std::env::var_os(name).is_some() {
+        return;
+    }
+    let mut arguments = std::env::args_os();
+    let (Some(name_of_program), Ok(program)) = (arguments.next(), std::env::current_exe()) else { return };
+    let mut command = std::process::Command::new(program);
+    // Returns only when it fails.
+    let _ = command.arg0(name_of_program).args(arguments).env(name, value).exec();
+}
+
+/// Other allocators give large blocks back.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn keep_memory_small() {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

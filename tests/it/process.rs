@@ -166,3 +166,18 @@ fn a_bad_configuration_is_refused_whole() {
     assert_eq!(agent.wait_exit(USUAL).code(), Some(74));
     assert!(agent.log_contains("/proc/nowhere"), "{:?}", agent.log());
 }
+
+#[test]
+#[cfg(target_env = "gnu")]
+fn the_allocator_is_told_to_keep_its_threshold() {
+    let agent = Agent::start(|config| {
+        config.kafka("127.0.0.1:1", "events");
+    });
+    let pid = agent.pid().as_raw_nonzero();
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let has_setting =
+        environment.split(|byte| *byte == 0).any(|line| line == b"MALLOC_MMAP_THRESHOLD_=262144");
+    assert!(has_setting, "read by glibc before the program begins");
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    assert_eq!(arguments.iter().filter(|byte| **byte == 0).count(), 4, "the arguments are the same");
+}

@@ -23,7 +23,7 @@ mod recovery;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,9 @@ const DRAINED_BYTES_MAX: u64 = 1024 * 1024;
 /// A drained newest generation larger than this gives its disk back also while there is room: after an outage the disk
 /// is soon as it was before.
 const SLACK_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Time between two tries to write the ledger to a disk that refuses.
+const LEDGER_RETRY: Duration = Duration::from_secs(10);
 
 /// Copies of damaged generations that were set aside and read to their end are kept up to this part of the quota.
 const ASIDE_SHARE: u64 = 8;
@@ -192,6 +195,8 @@ pub(super) struct Generations<H: Shelf> {
     must_jump: bool,
     /// A half-made generation that could not be deleted: it goes before anything else is written.
     leftover: Option<Seq>,
+    /// The ledger could not be written: when that is tried again.
+    ledger_retry: Option<Instant>,
 }
 
 impl<H: Shelf> Generations<H> {
@@ -233,6 +238,7 @@ impl<H: Shelf> Generations<H> {
             handed: Seq(0),
             must_jump: false,
             leftover: None,
+            ledger_retry: None,
         };
         this.recover()?;
         Ok(this)
@@ -276,9 +282,16 @@ impl<H: Shelf> Generations<H> {
 
     /// Writes what the ledger counted; it is tried again with the next sync if the disk refuses.
     pub(super) fn store_ledger(&mut self) {
-        if let Err(error) = self.ledger.store() {
+        let stored = self.ledger.store();
+        self.ledger_retry = stored.is_err().then(|| Instant::now() + LEDGER_RETRY);
+        if let Err(error) = stored {
             tracing::warn!(%error, "the loss ledger cannot be written now; it is kept in memory");
         }
+    }
+
+    /// Whether the ledger has something to write, and is not to wait after a failure.
+    fn is_ledger_due(&self) -> bool {
+        self.ledger.is_dirty() && self.ledger_retry.is_none_or(|retry| retry <= Instant::now())
     }
 
     /// Seals the newest generation, if there is one, and makes a new one that starts at the next event.
@@ -467,7 +480,7 @@ impl<H: Shelf> Generations<H> {
 
     /// Whether a sync would make anything durable.
     pub(super) fn is_dirty(&self) -> bool {
-        self.unsynced_bytes > 0 || self.cursor > self.cursor_durable || self.ledger.is_dirty()
+        self.unsynced_bytes > 0 || self.cursor > self.cursor_durable || self.is_ledger_due()
     }
 
     /// Whether something was put that is not synced.
@@ -486,7 +499,7 @@ impl<H: Shelf> Generations<H> {
     /// # Errors
     /// [`StoreError`]: nothing put since the last sync may be acknowledged; call [`Self::reopen`].
     pub(super) fn sync(&mut self) -> Result<(), StoreError> {
-        if self.ledger.is_dirty() {
+        if self.is_ledger_due() {
             // Order: what is lost is counted before a cursor passes it.
             self.store_ledger();
         }
@@ -495,8 +508,7 @@ impl<H: Shelf> Generations<H> {
             return Ok(());
         }
         if self.newest.is_none() {
-            self.commit_without_store();
-            return Ok(());
+            return self.commit_without_store();
         }
         self.try_sync(moved).inspect_err(|_| self.fail())?;
         self.note_high_water(false);
@@ -535,16 +547,16 @@ impl<H: Shelf> Generations<H> {
     }
 
     /// The disk takes no new data: the cursor is written over the old one, in place.
-    fn commit_without_store(&mut self) {
+    ///
+    /// # Errors
+    /// [`StoreError`]: it stays in memory; after a restart some events go out again.
+    fn commit_without_store(&mut self) -> Result<(), StoreError> {
         let marks = Marks { cursor: self.cursor, ..self.marks() };
-        match self.high_water.note(marks).and_then(|()| self.high_water.sync()) {
-            Ok(()) => {
-                self.cursor_durable = self.cursor;
-                self.trim();
-            }
-            // It stays in memory: after a restart some events go out again.
-            Err(error) => tracing::debug!(%error, "the cursor cannot be written"),
-        }
+        let noted = self.high_water.note(marks).and_then(|()| self.high_water.sync());
+        noted.map_err(|e| StoreError::Io(format!("HIGHWATER: {e}")))?;
+        self.cursor_durable = self.cursor;
+        self.trim();
+        Ok(())
     }
 
     /// Deletes sealed generations that are drained behind the durable cursor, and makes the reserve again.
