@@ -22,7 +22,7 @@ test: ## All tests, against a Kafka, Redis and Mosquitto that are started for th
 
 # In a mount name space of its own: whatever ends it, nothing stays mounted. Two at once: most of a test is waiting.
 .PHONY: fault
-fault: ## The fault suite (about a quarter of an hour, root): crashes, power cuts, bad disks and clocks; FAULT_ROUNDS, FAULT_SEED
+fault: ## The fault suite (ten minutes, root): crashes, power cuts, bad disks and clocks; FAULT_ROUNDS, FAULT_SEED
 	@((EUID == 0)) || { echo 'make fault needs root and loop devices: it fills, cuts off and damages file systems of its own' >&2; exit 69; }
 	$(SERVICES) run -- unshare --mount cargo test --locked --test fault -- --test-threads 2 --nocapture $(ARGS)
 

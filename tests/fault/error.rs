@@ -107,7 +107,9 @@ fn an_emergency_remount_loses_nothing() {
         assert!(verdict.lost.is_empty(), "the drain does not go on: {} events wait", verdict.lost.len());
         assert_eq!(acked_by(&producers), acked, "acknowledged on a read-only file system");
         agent.term();
-        agent.wait_exit(USUAL * 2);
+        let status = agent.wait_exit(USUAL * 2);
+        // 74: it could not be closed in order.
+        assert!(matches!(status.code(), Some(0 | 74)), "{status}");
         disk.repair();
         agent.begin();
         wait_up(&agent);
