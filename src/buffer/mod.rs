@@ -33,6 +33,7 @@ mod run;
 pub mod scan;
 mod sled;
 pub mod store;
+pub mod view;
 mod writer;
 
 #[cfg(test)]
@@ -499,6 +500,18 @@ impl Buffer {
     pub async fn commit_durable(&self, seq: Seq) -> Result<(), ReadError> {
         self.inner.published.cursor_asked.fetch_max(seq.0, Ordering::AcqRel);
         self.ask(|reply| Command::Commit { reply: Some(reply) }).await?
+    }
+
+    /// Gives up everything up to `to`, which nobody may read meanwhile, and answers how many events that were: `events`
+    /// are the positions of those in it, first and last of each range. They are counted as [`Reason::Purged`] before they
+    /// are gone.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    ///
+    /// Cancel safe: yes, it happens all the same.
+    pub async fn purge(&self, events: Vec<(Seq, Seq)>, to: Seq) -> Result<u64, ReadError> {
+        self.ask(|reply| Command::Purge { events, to, reply }).await?
     }
 
     /// Takes no more appends, finishes the accepted ones, syncs, and lets the directory go; [`WriterThread::ended`]
