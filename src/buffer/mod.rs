@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use uuid::Uuid;
 
 use crate::error::Class;
@@ -270,6 +270,7 @@ struct Published {
     durable: watch::Sender<Seq>,
     figures: Mutex<Figures>,
     ledger: Mutex<Entries>,
+    ledger_changed: Notify,
     is_full: AtomicBool,
     cursor_asked: AtomicU64,
     is_commit_queued: AtomicBool,
@@ -357,6 +358,7 @@ impl Buffer {
             durable: watch::Sender::new(figures.durable),
             figures: Mutex::new(figures),
             ledger: Mutex::new(generations.ledger().clone()),
+            ledger_changed: Notify::new(),
             is_full: AtomicBool::new(false),
             cursor_asked: AtomicU64::new(figures.cursor.0),
             is_commit_queued: AtomicBool::new(false),
@@ -397,6 +399,13 @@ impl Buffer {
     /// What was lost or refused, by reason, since the ledger began.
     pub fn ledger(&self) -> Entries {
         self.inner.published.ledger.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns when [`Self::ledger`] has changed since the last time it returned. For one waiter.
+    ///
+    /// Cancel safe: yes.
+    pub async fn ledger_changed(&self) {
+        self.inner.published.ledger_changed.notified().await;
     }
 
     /// Counts events that were not taken, or were lost behind the buffer, in the ledger; durable soon. Does not wait;

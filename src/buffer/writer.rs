@@ -441,6 +441,7 @@ impl<H: Shelf> Writer<H> {
         let mut ledger = self.published.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         if *ledger != *self.generations.ledger() {
             ledger.clone_from(self.generations.ledger());
+            self.published.ledger_changed.notify_one();
         }
         drop(ledger);
         self.published.durable.send_if_modified(|durable| {

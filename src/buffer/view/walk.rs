@@ -164,9 +164,8 @@ impl<'v> Walk<'v> {
                 }
                 bytes += folder.file_bytes();
             }
-            let is_settled =
-                !open.is_empty() && !(self.view.is_open() && self.has_holes(&open, first, bound));
-            if is_settled || is_last_look || !self.view.is_open() {
+            let is_changing = open.is_empty() || self.has_holes(&open, first, bound);
+            if !self.view.is_open() || !is_changing || is_last_look {
                 self.open = Some(Open::new(open, bound, bytes));
                 return Ok(true);
             }

@@ -152,14 +152,8 @@ fn admission(config: Option<&Config>, buffer: Buffer) -> Admission {
     let when_full = if terms.when_full == WhenFull::Block { WhenFull::Reject } else { terms.when_full };
     let event_bytes_max = limits.map_or(BATCH_BYTES, |limits| limits.event_bytes_max);
     let stats = Arc::<Stats>::default();
-    Admission::new(
-        buffer,
-        event_bytes_max,
-        Terms { when_full, ..terms },
-        Arc::<Clock>::default(),
-        stats,
-        None,
-    )
+    let terms = Terms { when_full, ..terms };
+    Admission::new(buffer, event_bytes_max, terms, Arc::<Clock>::default(), stats, None).with_own()
 }
 
 fn open_input(path: &Path) -> io::Result<(Box<dyn BufRead>, u64)> {

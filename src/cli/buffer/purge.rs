@@ -100,7 +100,8 @@ impl Args {
     }
 
     fn purge(&self) -> Result<ExitCode, ExitCode> {
-        if !self.yes && !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+        let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
+        if !self.yes && !can_ask {
             say("purge", "there is no terminal to ask on: say --yes");
             return Err(exit::USAGE.into());
         }
