@@ -20,6 +20,12 @@ demo: ## The whole way in half a minute, with nothing installed: sensors, an out
 test: ## All tests, against a Kafka, Redis and Mosquitto that are started for them and stopped afterwards
 	$(SERVICES) run -- cargo test --locked $(ARGS)
 
+# In a mount name space of its own: whatever ends it, nothing stays mounted. Two at once: most of a test is waiting.
+.PHONY: fault
+fault: ## The fault suite (ten minutes, root): crashes, power cuts, bad disks and clocks; FAULT_ROUNDS, FAULT_SEED
+	@((EUID == 0)) || { echo 'make fault needs root and loop devices: it fills, cuts off and damages file systems of its own' >&2; exit 69; }
+	$(SERVICES) run -- unshare --mount cargo test --locked --test fault -- --test-threads 2 --nocapture $(ARGS)
+
 .PHONY: lint
 lint: ## Format, clippy and documentation, warnings as errors; the shell scripts when shellcheck is there
 	cargo fmt --check

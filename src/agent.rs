@@ -27,7 +27,7 @@ use crate::sink::kafka::KafkaProducer;
 use crate::sink::record::Formatter;
 use crate::sink::{self, ProducerError};
 use crate::stats::{LinkState, Stats};
-use crate::system::{self, Clock, Notifier, Signals};
+use crate::system::{self, Clock, DeviceWrites, Notifier, Signals};
 
 /// Time between two status lines.
 const STATUS_INTERVAL: Duration = Duration::from_secs(60);
@@ -120,6 +120,7 @@ struct Running {
     heartbeat: Stages,
     stats: Arc<Stats>,
     buffer: Buffer,
+    device: DeviceWrites,
     notifier: Arc<Notifier>,
     append_timeout: Duration,
     stop_grace: Duration,
@@ -204,6 +205,7 @@ impl Agent {
         tracing::info!(agent = %config.agent.id, "ready");
         let append_timeout = config.limits.append_timeout;
         let stop_grace = config.agent.stop_grace;
+        let device = DeviceWrites::new(&config.buffer.dir);
         let running = Running {
             inputs,
             drain,
@@ -212,6 +214,7 @@ impl Agent {
             heartbeat,
             stats,
             buffer,
+            device,
             notifier,
             append_timeout,
             stop_grace,
@@ -241,7 +244,7 @@ impl Running {
                     return Some(AgentError::Stage { stage: BUFFER, reason });
                 }
                 _ = status.tick() => {
-                    let line = status_line(&self.stats, &self.buffer);
+                    let line = status_line(&self.stats, &self.buffer, &self.device);
                     tracing::info!("{line}");
                     self.notifier.status(&line);
                 }
@@ -262,7 +265,7 @@ impl Running {
         heartbeat.shutdown().await;
         self.buffer.close().await;
         let closed = writer.await.map_err(AgentError::from);
-        tracing::info!("{}", status_line(&self.stats, &self.buffer));
+        tracing::info!("{}", status_line(&self.stats, &self.buffer, &self.device));
         closed.and(drained).and(settled).and(pinged).and(counted)
     }
 }
@@ -379,7 +382,7 @@ fn failure(ended: Result<(&'static str, Result<(), String>), JoinError>) -> Agen
 }
 
 /// What goes in, what waits, what went out, in one line.
-fn status_line(stats: &Stats, buffer: &Buffer) -> String {
+fn status_line(stats: &Stats, buffer: &Buffer, device: &DeviceWrites) -> String {
     let figures = buffer.figures();
     let waiting = figures.durable.0 - figures.cursor.0;
     let oldest_s = match stats.oldest_boot_us.get() {
@@ -405,6 +408,12 @@ fn status_line(stats: &Stats, buffer: &Buffer) -> String {
         .collect();
     if !reasons.is_empty() {
         line += &format!(" ({})", reasons.join(", "));
+    }
+    if figures.stored_bytes > 0 {
+        line += &format!(", stored {} KiB", figures.stored_bytes / 1024);
+        if let Some(bytes) = device.bytes() {
+            line += &format!(" (device wrote {} KiB)", bytes / 1024);
+        }
     }
     if buffer.is_full() {
         line += ", FULL";

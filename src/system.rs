@@ -62,7 +62,8 @@ impl Clock {
     /// The times now.
     pub fn now(&self) -> Stamp {
         let boot_us = u64::try_from(micros(clock_gettime(ClockId::Boottime))).unwrap_or(0);
-        let wall_us = micros(clock_gettime(ClockId::Realtime));
+        // By way of the C library, so that a test's clock reaches it.
+        let wall_us = jiff::Timestamp::now().as_microsecond();
         Stamp { wall_us, boot_us, clock_trusted: self.trusted(boot_us) }
     }
 
@@ -234,9 +235,77 @@ impl Signals {
     }
 }
 
+/// What the block device under a directory has written since this was made, whoever asked for it.
+#[derive(Debug)]
+pub struct DeviceWrites {
+    path: PathBuf,
+    at_start: Option<u64>,
+}
+
+impl DeviceWrites {
+    /// Counts from now on.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), at_start: device_bytes_written(path) }
+    }
+
+    /// Bytes; `None` where the kernel does not tell (file systems in memory, several devices, containers).
+    pub fn bytes(&self) -> Option<u64> {
+        Some(device_bytes_written(&self.path)?.saturating_sub(self.at_start?))
+    }
+}
+
+/// Field 7 of `/sys/dev/block/M:N/stat`, in sectors of 512 bytes (the kernel's Documentation/block/stat.rst).
+fn device_bytes_written(path: &Path) -> Option<u64> {
+    let device = rustix::fs::stat(path).ok()?.st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let text = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
+    let sectors: u64 = text.split_ascii_whitespace().nth(6)?.parse().ok()?;
+    sectors.checked_mul(512)
+}
+
+/// glibc's setting of the size from which a block is mapped by itself, and its value from the start.
+#[cfg(target_env = "gnu")]
+const MMAP_THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "262144");
+
+/// Starts the program again in the same process, with glibc's allocator kept from raising its mmap threshold. Left to
+/// itself it does so when the first generation is closed (sled frees tables of 2 and 4 MB, hardly any page of which was
+/// ever touched), and from then on clears such tables by hand in its heaps: 20 MB of memory for ever. The allocator
+/// reads that setting before the program begins, and the call for later needs unsafe code.
+///
+/// Returns when it was done before, or cannot be done: that costs memory and nothing else.
+#[cfg(target_env = "gnu")]
+pub(crate) fn keep_memory_small() {
+    use std::os::unix::process::CommandExt as _;
+    let (name, value) = MMAP_THRESHOLD;
+    if std::env::var_os(name).is_some() {
+        return;
+    }
+    let mut arguments = std::env::args_os();
+    let (Some(name_of_program), Ok(program)) = (arguments.next(), std::env::current_exe()) else { return };
+    let mut command = std::process::Command::new(program);
+    // Returns only when it fails.
+    let _ = command.arg0(name_of_program).args(arguments).env(name, value).exec();
+}
+
+/// Other allocators give large blocks back.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn keep_memory_small() {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_device_wrote_only_grows_and_memory_has_none() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let writes = DeviceWrites::new(dir.path());
+        fs::write(dir.path().join("file"), [7; 100_000]).unwrap();
+        fs::File::open(dir.path().join("file")).unwrap().sync_all().unwrap();
+        if let Some(bytes) = writes.bytes() {
+            assert!(bytes >= 100_000, "{bytes}");
+        }
+        assert_eq!(DeviceWrites::new(Path::new("/proc")).bytes(), None);
+    }
     use rustix::process::{Signal as Kill, getpid, kill_process};
 
     #[test]

@@ -13,6 +13,7 @@
     reason = "a benchmark that cannot go on ends with the place and the reason; its pacing is its subject"
 )]
 
+mod bounds;
 mod kafka;
 mod memory;
 mod mqtt;
@@ -20,6 +21,7 @@ mod process;
 #[path = "../report/mod.rs"]
 mod report;
 mod socket;
+mod wear;
 
 use report::Arguments;
 
@@ -41,6 +43,12 @@ fn main() {
     }
     if arguments.wants("memory") {
         rows.extend(memory::run(&arguments));
+    }
+    if arguments.wants("bounds") {
+        rows.extend(bounds::run(&arguments));
+    }
+    if arguments.wants("wear") {
+        rows.extend(wear::run(&arguments));
     }
     if !rows.is_empty() {
         report::print(&rows);

@@ -138,6 +138,15 @@ impl Agent {
         fs::write(self.home.path().join("fieldpost.toml"), text).unwrap();
     }
 
+    /// The same agent with its data elsewhere.
+    pub(crate) fn with_data_dir(self, data_dir: &Path) -> Self {
+        let file = self.home.path().join("fieldpost.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        let home = format!("{}/data", self.home.path().display());
+        fs::write(file, text.replace(&home, data_dir.to_str().unwrap())).unwrap();
+        self
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         // Short: the path of a socket has 107 bytes at most.
         std::env::temp_dir().join(format!("{}.sock", self.home.path().file_name().unwrap().display()))

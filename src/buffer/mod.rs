@@ -39,6 +39,8 @@ mod writer;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
+mod fixture;
+#[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod model;

@@ -11,7 +11,7 @@ use rustix::fs::FallocateFlags;
 const RESERVE_BYTES: u64 = 3 * 1024 * 1024;
 
 /// A smaller buffer reserves this part of its quota.
-const QUOTA_SHARE: u64 = 8;
+const QUOTA_SHARE: u64 = 16;
 
 /// The reserve is made again when so many times its size is free.
 const RESTORE_AT: u64 = 4;
@@ -29,7 +29,17 @@ impl Reserve {
     pub(super) fn new(dir: &std::path::Path, bytes_max: u64) -> Self {
         let path = dir.join("RESERVE");
         let is_there = path.exists();
-        Self { path, bytes: RESERVE_BYTES.min(bytes_max / QUOTA_SHARE), is_there }
+        Self { path, bytes: Self::bytes_of(bytes_max), is_there }
+    }
+
+    /// The size of the reserve of such a buffer.
+    pub(super) fn bytes_of(bytes_max: u64) -> u64 {
+        RESERVE_BYTES.min(bytes_max / QUOTA_SHARE)
+    }
+
+    /// The bytes that it takes now.
+    pub(super) fn bytes(&self) -> u64 {
+        if self.is_there { self.bytes } else { 0 }
     }
 
     /// Gives its space to whoever needs it now. Whether there was any.

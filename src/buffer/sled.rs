@@ -40,7 +40,8 @@ pub(super) struct SledShelf {
 /// One open generation.
 #[derive(Debug)]
 pub(super) struct SledStore {
-    db: sled::Db,
+    /// Taken when it is closed.
+    db: Option<sled::Db>,
     dir: PathBuf,
     /// The database's file, opened again for the sync that sled leaves out.
     file: File,
@@ -87,7 +88,7 @@ impl SledShelf {
         };
         let file = File::open(dir.join(BLOCKS)).map_err(|e| io_error(&dir.join(BLOCKS), &e))?;
         let other_bytes = other_bytes(&dir).map_err(|e| io_error(&dir, &e))?;
-        Ok(SledStore { db, dir, file, other_bytes })
+        Ok(SledStore { db: Some(db), dir, file, other_bytes })
     }
 
     fn remove(&self, dir: &Path, first: Seq) -> Result<(), StoreError> {
@@ -143,7 +144,7 @@ impl Shelf for SledShelf {
 
     fn create(&mut self, first: Seq) -> Result<SledStore, StoreError> {
         let store = self.start(first)?;
-        guarded(|| store.db.flush())?;
+        guarded(|| store.db()?.flush())?;
         sync_tree(&store.dir).map_err(|e| io_error(&store.dir, &e))?;
         sync_path(&self.root).map_err(|e| io_error(&self.root, &e))?;
         Ok(store)
@@ -253,6 +254,10 @@ impl Shelf for SledShelf {
 }
 
 impl SledStore {
+    fn db(&self) -> sled::Result<&sled::Db> {
+        self.db.as_ref().ok_or_else(|| sled::Error::Unsupported("it is closed".into()))
+    }
+
     /// As [`guarded`], for a call that only reads: a panic there means damage that opening has not met, unless the
     /// disk is full.
     fn read<T>(&self, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
@@ -265,22 +270,22 @@ impl SledStore {
 
 impl Store for SledStore {
     fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        guarded(|| self.db.insert(key, value)).map(drop)
+        guarded(|| self.db()?.insert(key, value)).map(drop)
     }
 
     fn remove(&mut self, key: &[u8]) -> Result<(), StoreError> {
-        guarded(|| self.db.remove(key)).map(drop)
+        guarded(|| self.db()?.remove(key)).map(drop)
     }
 
     fn floor(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let above = [key, &[0]].concat();
-        let found = self.read(|| self.db.get_lt(&above))?;
+        let found = self.read(|| self.db()?.get_lt(&above))?;
         Ok(found.map(|(key, _)| key.to_vec()))
     }
 
     fn scan(&self, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         self.read(|| {
-            for entry in self.db.range(from..) {
+            for entry in self.db()?.range(from..) {
                 let (key, value) = entry?;
                 if let ControlFlow::Break(()) = visit(&key, &value) {
                     break;
@@ -291,12 +296,26 @@ impl Store for SledStore {
     }
 
     fn sync(&mut self) -> Result<(), StoreError> {
-        guarded(|| self.db.flush())?;
+        guarded(|| self.db()?.flush())?;
         self.file.sync_data().map_err(|e| io_error(&self.dir.join(BLOCKS), &e))
     }
 
     fn disk_bytes(&self) -> u64 {
         self.file.metadata().map_or(0, |m| m.len()) + self.other_bytes
+    }
+}
+
+impl Drop for SledStore {
+    /// sled syncs when it is closed and panics when that fails, as it does behind the failed sync of which the store is
+    /// closed.
+    fn drop(&mut self) {
+        let db = self.db.take();
+        if let Err(error) = guarded(|| {
+            drop(db);
+            Ok(())
+        }) {
+            tracing::debug!(%error, "a database was not closed in order");
+        }
     }
 }
 

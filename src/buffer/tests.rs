@@ -103,7 +103,7 @@ async fn space_comes_back_behind_the_cursor() {
     buffer.commit_durable(Seq(next - 1)).await.unwrap();
     let empty = buffer.figures();
     assert_eq!(empty.generations, 1);
-    assert!(empty.disk_bytes <= 8 * 1024 * 1024);
+    assert!(empty.disk_bytes <= 12 * 1024 * 1024, "one generation and the reserve: {empty:?}");
     buffer.close().await;
     thread.ended().await.unwrap();
 }
@@ -478,7 +478,7 @@ async fn drop_oldest_gives_up_the_oldest_and_counts_every_one() {
         let kept = read_ids(&buffer, Seq(0)).await;
         let evicted = counted(&buffer, Reason::Evicted);
         assert_eq!(kept, (evicted + 1..=count).collect::<Vec<_>>(), "{:?}", buffer.ledger());
-        assert!(kept.len() as u64 * 100_000 >= bytes_max / 6, "{} of {bytes_max} are used", kept.len());
+        assert!(kept.len() as u64 * 100_000 >= bytes_max / 9, "{} of {bytes_max} are used", kept.len());
         assert_eq!(buffer.ledger()[&Reason::Evicted].ranges, [(Seq(1), Seq(evicted))]);
         buffer.close().await;
         thread.ended().await.unwrap();

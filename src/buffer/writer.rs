@@ -276,6 +276,8 @@ impl<H: Shelf> Writer<H> {
                 self.last_sync = Some(Instant::now());
             }
             self.publish();
+            // Order: whoever is answered may look whether there is room.
+            self.note_room();
             for (first, append) in self.stored.drain(..) {
                 append.accept(first);
             }
@@ -295,7 +297,12 @@ impl<H: Shelf> Writer<H> {
                 self.publish();
                 self.answer_commits();
             }
-            Err(error) => tracing::debug!(%error, "the cursor cannot be written"),
+            Err(error) => {
+                tracing::debug!(%error, "the cursor cannot be written");
+                for reply in self.commits.drain(..) {
+                    let _ = reply.send(Err(ReadError::Storage(error.to_string())));
+                }
+            }
         }
     }
 
@@ -350,6 +357,7 @@ impl<H: Shelf> Writer<H> {
                     self.waiting.push_front(append);
                     break;
                 }
+                self.published.is_full.store(true, Ordering::Relaxed);
                 append.refuse(AppendError::Full);
                 continue;
             }

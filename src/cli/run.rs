@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::agent::{Agent, AgentError};
 use crate::cli::{exit, load};
-use crate::log;
+use crate::{log, system};
 
 /// Run the agent: take events, keep them, deliver them, until SIGTERM or SIGINT.
 ///
@@ -31,6 +31,7 @@ Exit codes:
 impl Args {
     /// Runs the agent; the code to exit with.
     pub fn run(self) -> ExitCode {
+        system::keep_memory_small();
         let config = match self.config.load() {
             Ok(loaded) => loaded.config,
             Err(errors) => return load::refuse(&errors),

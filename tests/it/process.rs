@@ -11,7 +11,7 @@ use crate::harness::flow::{Pace, Producer, pass};
 use crate::harness::kafka::create_topic;
 use crate::harness::services::Shared;
 use crate::harness::unique;
-use crate::harness::wait::{USUAL, scaled, within};
+use crate::harness::wait::{USUAL, eventually, scaled, within};
 
 /// The service manager's end of `NOTIFY_SOCKET`.
 struct Manager(UnixDatagram);
@@ -64,7 +64,7 @@ fn the_service_manager_is_kept_informed() {
     let status = status.expect("a status within the first minute and some");
     let line = status.strip_prefix("STATUS=").unwrap_or_else(|| panic!("{status}"));
     assert!(line.starts_with("in ") && line.contains("kafka up"), "{line}");
-    assert!(agent.log_contains(line), "the log says the same");
+    eventually("the log says the same", USUAL, || agent.log_contains(line).then_some(()));
     producer.finish(USUAL);
     agent.term();
     let last = within(scaled(USUAL), || {
@@ -149,7 +149,7 @@ fn a_bad_configuration_is_refused_whole() {
     });
     assert_eq!(agent.wait_exit(USUAL).code(), Some(78));
     let said = agent.log().join("\n");
-    for wanted in ["kafka.topic", "buffer.max_bytes", "kafka.topik", "unix.mode", "8 MiB"] {
+    for wanted in ["kafka.topic", "buffer.max_bytes", "kafka.topik", "unix.mode", "4 MiB"] {
         assert!(said.contains(wanted), "{wanted} is missing in: {said}");
     }
     assert!(!agent.data_dir().exists() && !agent.socket().exists());
@@ -165,4 +165,19 @@ fn a_bad_configuration_is_refused_whole() {
     });
     assert_eq!(agent.wait_exit(USUAL).code(), Some(74));
     assert!(agent.log_contains("/proc/nowhere"), "{:?}", agent.log());
+}
+
+#[test]
+#[cfg(target_env = "gnu")]
+fn the_allocator_is_told_to_keep_its_threshold() {
+    let agent = Agent::start(|config| {
+        config.kafka("127.0.0.1:1", "events");
+    });
+    let pid = agent.pid().as_raw_nonzero();
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let has_setting =
+        environment.split(|byte| *byte == 0).any(|line| line == b"MALLOC_MMAP_THRESHOLD_=262144");
+    assert!(has_setting, "read by glibc before the program begins");
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    assert_eq!(arguments.iter().filter(|byte| **byte == 0).count(), 4, "the arguments are the same");
 }

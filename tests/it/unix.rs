@@ -196,7 +196,7 @@ fn every_field_reaches_kafka_as_it_was_written() {
     let identity: serde_json::Value = serde_json::from_slice(&identity).unwrap();
     let config = std::fs::read_to_string(agent.config_file()).unwrap();
     for record in &all {
-        assert_eq!(record.header("fieldpost-log"), identity["log"].as_str());
+        assert_eq!(record.header("fieldpost-log"), identity["logs"][0]["log"].as_str());
         assert!(config.contains(&format!("id = \"{}\"", record.header("fieldpost-agent").unwrap())));
     }
     assert_eq!(agent.stop().code(), Some(0));

@@ -71,9 +71,9 @@ impl<H: Shelf> Generations<H> {
             is_known && sealed.disk_bytes > live + live / BLOAT_SHARE + BLOAT_BYTES_MIN
         };
         let Some(number) = self.row.iter().position(is_bloated) else { return Ok(false) };
+        let before = self.disk_bytes();
         self.rewrite(number, number + 1, None, |_| false)?;
-        // One that turned out to be damaged is set aside, and not looked at again.
-        Ok(true)
+        Ok(self.disk_bytes() < before)
     }
 
     fn is_worth_it(&mut self, number: usize, rank: Rank) -> bool {
@@ -152,7 +152,9 @@ impl<H: Shelf> Generations<H> {
         let handed = self.handed;
         let plan =
             plan(&readings, |piece| piece.kind == Kind::Events && piece.first > handed && is_given_up(piece));
-        if reason.is_some() && plan.given_up.is_empty() {
+        let kept: u64 = plan.kept.iter().map(|(_, bytes)| bytes).sum();
+        let slack = self.limits.bytes_max.saturating_sub(self.disk_bytes());
+        if kept > slack || (reason.is_some() && plan.given_up.is_empty()) {
             return Ok(0);
         }
         self.write_replacement(first, &mut readings, &plan)?;

@@ -23,7 +23,7 @@ mod recovery;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -62,13 +62,27 @@ const DRAINED_BYTES_MAX: u64 = 1024 * 1024;
 /// is soon as it was before.
 const SLACK_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
+/// Time between two tries to write the ledger to a disk that refuses.
+const LEDGER_RETRY: Duration = Duration::from_secs(10);
+
 /// Copies of damaged generations that were set aside and read to their end are kept up to this part of the quota.
 const ASIDE_SHARE: u64 = 8;
 
 /// The largest batch that a buffer of `bytes_max` takes for certain once it is drained. A larger one could wait for
 /// ever.
 pub(super) fn batch_bytes_max(bytes_max: u64) -> u64 {
-    bytes_max.saturating_sub(DRAINED_BYTES_MAX + GENERATION_COST_BYTES) / GROWTH
+    let taken = DRAINED_BYTES_MAX + margin(generation_bytes(bytes_max)) + Reserve::bytes_of(bytes_max);
+    bytes_max.saturating_sub(taken) / GROWTH
+}
+
+/// Live bytes at which the newest generation is sealed under this quota.
+fn generation_bytes(bytes_max: u64) -> u64 {
+    (bytes_max / 8).clamp(GENERATION_BYTES_MIN, GENERATION_BYTES)
+}
+
+/// Disk that is never taken by events: a new generation has its place there, or one that is written again.
+fn margin(generation_bytes: u64) -> u64 {
+    GENERATION_COST_BYTES.max(generation_bytes + generation_bytes / 8)
 }
 
 /// Most events in one block: its count has 16 bits.
@@ -180,6 +194,8 @@ pub(super) struct Generations<H: Shelf> {
     must_jump: bool,
     /// A half-made generation that could not be deleted: it goes before anything else is written.
     leftover: Option<Seq>,
+    /// The ledger could not be written: when that is tried again.
+    ledger_retry: Option<Instant>,
 }
 
 impl<H: Shelf> Generations<H> {
@@ -211,7 +227,7 @@ impl<H: Shelf> Generations<H> {
             reading: None,
             asides: VecDeque::new(),
             limits,
-            generation_bytes: (limits.bytes_max / 8).clamp(GENERATION_BYTES_MIN, GENERATION_BYTES),
+            generation_bytes: generation_bytes(limits.bytes_max),
             unsynced_bytes: 0,
             stored_bytes: 0,
             next: Seq(1),
@@ -221,6 +237,7 @@ impl<H: Shelf> Generations<H> {
             handed: Seq(0),
             must_jump: false,
             leftover: None,
+            ledger_retry: None,
         };
         this.recover()?;
         Ok(this)
@@ -264,9 +281,16 @@ impl<H: Shelf> Generations<H> {
 
     /// Writes what the ledger counted; it is tried again with the next sync if the disk refuses.
     pub(super) fn store_ledger(&mut self) {
-        if let Err(error) = self.ledger.store() {
+        let stored = self.ledger.store();
+        self.ledger_retry = stored.is_err().then(|| Instant::now() + LEDGER_RETRY);
+        if let Err(error) = stored {
             tracing::warn!(%error, "the loss ledger cannot be written now; it is kept in memory");
         }
+    }
+
+    /// Whether the ledger has something to write, and is not to wait after a failure.
+    fn is_ledger_due(&self) -> bool {
+        self.ledger.is_dirty() && self.ledger_retry.is_none_or(|retry| retry <= Instant::now())
     }
 
     /// Seals the newest generation, if there is one, and makes a new one that starts at the next event.
@@ -394,7 +418,7 @@ impl<H: Shelf> Generations<H> {
     }
 
     fn fits(&self, bytes: usize) -> bool {
-        let fresh = GROWTH * (self.unsynced_bytes + bytes as u64) + GENERATION_COST_BYTES;
+        let fresh = GROWTH * (self.unsynced_bytes + bytes as u64) + margin(self.generation_bytes);
         let floor = self.limits.free_min;
         self.disk_bytes() + fresh <= self.limits.bytes_max
             && (floor == 0 || self.shelf.free_bytes() >= floor.saturating_add(fresh))
@@ -410,7 +434,7 @@ impl<H: Shelf> Generations<H> {
     fn disk_bytes(&self) -> u64 {
         let sealed: u64 = self.row.iter().map(|sealed| sealed.disk_bytes).sum();
         let asides: u64 = self.asides.iter().map(|(_, bytes)| bytes).sum();
-        sealed + asides + self.newest.as_ref().map_or(0, |newest| newest.disk_bytes)
+        self.reserve.bytes() + sealed + asides + self.newest.as_ref().map_or(0, |newest| newest.disk_bytes)
     }
 
     /// Puts a batch behind everything else and answers its first position. Not durable before [`Self::sync`].
@@ -477,7 +501,7 @@ impl<H: Shelf> Generations<H> {
 
     /// Whether a sync would make anything durable.
     pub(super) fn is_dirty(&self) -> bool {
-        self.unsynced_bytes > 0 || self.cursor > self.cursor_durable || self.ledger.is_dirty()
+        self.unsynced_bytes > 0 || self.cursor > self.cursor_durable || self.is_ledger_due()
     }
 
     /// Whether something was put that is not synced.
@@ -496,7 +520,7 @@ impl<H: Shelf> Generations<H> {
     /// # Errors
     /// [`StoreError`]: nothing put since the last sync may be acknowledged; call [`Self::reopen`].
     pub(super) fn sync(&mut self) -> Result<(), StoreError> {
-        if self.ledger.is_dirty() {
+        if self.is_ledger_due() {
             // Order: what is lost is counted before a cursor passes it.
             self.store_ledger();
         }
@@ -505,8 +529,7 @@ impl<H: Shelf> Generations<H> {
             return Ok(());
         }
         if self.newest.is_none() {
-            self.commit_without_store();
-            return Ok(());
+            return self.commit_without_store();
         }
         self.try_sync(moved).inspect_err(|_| self.fail())?;
         self.note_high_water(false);
@@ -545,16 +568,16 @@ impl<H: Shelf> Generations<H> {
     }
 
     /// The disk takes no new data: the cursor is written over the old one, in place.
-    fn commit_without_store(&mut self) {
+    ///
+    /// # Errors
+    /// [`StoreError`]: it stays in memory; after a restart some events go out again.
+    fn commit_without_store(&mut self) -> Result<(), StoreError> {
         let marks = Marks { cursor: self.cursor, ..self.marks() };
-        match self.high_water.note(marks).and_then(|()| self.high_water.sync()) {
-            Ok(()) => {
-                self.cursor_durable = self.cursor;
-                self.trim();
-            }
-            // It stays in memory: after a restart some events go out again.
-            Err(error) => tracing::debug!(%error, "the cursor cannot be written"),
-        }
+        let noted = self.high_water.note(marks).and_then(|()| self.high_water.sync());
+        noted.map_err(|e| StoreError::Io(format!("HIGHWATER: {e}")))?;
+        self.cursor_durable = self.cursor;
+        self.trim();
+        Ok(())
     }
 
     /// Deletes sealed generations that are drained behind the durable cursor, and makes the reserve again.

@@ -52,7 +52,9 @@ impl<H: Shelf> Generations<H> {
                 %error,
                 "the buffer takes no events now; what is in it is delivered, and writing is tried again every second"
             );
-            self.commit_without_store();
+            if let Err(error) = self.commit_without_store() {
+                tracing::debug!(%error, "the cursor cannot be written");
+            }
         }
         Ok(())
     }

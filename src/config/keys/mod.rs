@@ -226,7 +226,7 @@ fn buffer_floors(r: &mut Reader) -> (u64, Option<Duration>) {
             meaning: "Bytes of the file system that the buffer leaves to others; `0` for no such floor.",
             delivery: "Below it the buffer counts as full.",
         },
-        64 * MIB,
+        16 * MIB,
         0..=TIB,
     );
     let age_max = r.duration(

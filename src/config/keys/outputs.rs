@@ -101,7 +101,7 @@ fn drain(r: &mut Reader, agent: &Agent, limits: &Limits) -> drain::Options {
             meaning: "Time between two hand-overs to Kafka: shorter is sooner, longer is less CPU.",
             delivery: "Adds half of itself to the time until Kafka has an event.",
         },
-        ms(10),
+        ms(5),
         ms(1)..=secs(60),
     );
     drain::Options {

@@ -60,8 +60,7 @@ pub(super) fn draft<'a>(
 }
 
 fn event_form(payload: &[u8]) -> Option<Form<'_>> {
-    let object = payload.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
-    let form = object.then(|| Form::parse(payload).ok()).flatten()?;
+    let form = Form::may_be(payload).then(|| Form::parse(payload).ok()).flatten()?;
     form.names_anything().then_some(form)
 }
 

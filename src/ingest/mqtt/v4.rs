@@ -26,7 +26,8 @@ fn connect(options: &Options, packet_bytes_max: usize) -> (AsyncClient, EventLoo
         mqtt.set_credentials(username, password);
     }
     let (client, mut eventloop) = AsyncClient::new(mqtt, REQUESTS_MAX);
-    eventloop.network_options.set_tcp_nodelay(true);
+    // Nagle's algorithm: the client writes each answer by itself, the kernel sends those of one load together.
+    eventloop.network_options.set_tcp_nodelay(false);
     eventloop.network_options.set_connection_timeout(CONNECT_TIMEOUT.as_secs());
     (client, eventloop)
 }

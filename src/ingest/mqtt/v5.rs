@@ -21,7 +21,8 @@ adapter!();
 
 fn connect(options: &Options, packet_bytes_max: usize) -> (AsyncClient, EventLoop) {
     let mut network = NetworkOptions::new();
-    network.set_tcp_nodelay(true);
+    // Nagle's algorithm: the client writes each answer by itself, the kernel sends those of one load together.
+    network.set_tcp_nodelay(false);
     let mut properties = ConnectProperties::new();
     properties.session_expiry_interval = Some(SESSION_NEVER_EXPIRES);
     properties.receive_maximum = Some(options.receive_maximum);

@@ -331,6 +331,12 @@ impl Agent {
         process.child.try_wait().expect("a child of this process")
     }
 
+    /// Whether the process is gone, [`Agent::wait_exit`] not having been called yet.
+    #[track_caller]
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.exited().is_some()
+    }
+
     /// A connection to the agent's Unix socket.
     #[track_caller]
     pub(crate) fn unix(&self) -> UnixClient {

@@ -18,6 +18,9 @@ use super::wait::{scaled, within};
 /// How long one look for replies may take; also the pace of the sending.
 const LOOK: Duration = Duration::from_millis(2);
 
+/// A polite producer lets this much time go by behind a refusal.
+const REFUSED_PAUSE: Duration = Duration::from_millis(20);
+
 /// How a producer behaves.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
@@ -93,6 +96,11 @@ impl Producer {
     /// How many events are acknowledged.
     pub(crate) fn acked(&self) -> u64 {
         self.shared.acked.lock().unwrap().len() as u64
+    }
+
+    /// The numbers of the acknowledged events.
+    pub(crate) fn acked_numbers(&self) -> BTreeSet<u64> {
+        self.shared.acked.lock().unwrap().clone()
     }
 
     /// The refusals so far.
@@ -196,6 +204,7 @@ impl Work {
         let mut pending = VecDeque::new();
         let (mut line, mut acked) = (0_u64, 0);
         let mut waiting_since = Instant::now();
+        let mut next_line = Instant::now();
         loop {
             if self.is_abandoned() {
                 client.end_sending();
@@ -208,7 +217,7 @@ impl Work {
                 return pending;
             }
             let mut bytes = Vec::new();
-            while pending.len() < self.pace.window {
+            while pending.len() < self.pace.window && Instant::now() >= next_line {
                 let n = match self.again.pop_first() {
                     Some(n) => n,
                     None if self.may_begin_new() => {
@@ -241,6 +250,9 @@ impl Work {
             match reply {
                 Ok(reply) => {
                     waiting_since = Instant::now();
+                    if matches!(reply, Reply::Refused(_)) {
+                        next_line = Instant::now() + REFUSED_PAUSE;
+                    }
                     self.take(reply, &mut pending, &mut acked);
                 }
                 Err(NoReply::Closed) => return pending,

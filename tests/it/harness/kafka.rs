@@ -163,30 +163,55 @@ pub(crate) fn read_all(brokers: &str, topic: &str) -> Vec<Record> {
     records
 }
 
-/// Reads a topic in the background for as long as it lives, over broker crashes too.
-pub(crate) struct Consumer {
-    records: Arc<Mutex<Vec<Record>>>,
+/// Hands every record of a topic, from the beginning, to a function on a thread of its own, for as long as it lives,
+/// over broker crashes too.
+pub(crate) struct Follower {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+}
+
+impl Follower {
+    /// Begins at the beginning of `topic`, which must exist.
+    pub(crate) fn start(brokers: &str, topic: &str, mut take: impl FnMut(Record) + Send + 'static) -> Self {
+        let mut reader = Reader::open(brokers, topic, USUAL);
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    if let Some(record) = reader.next(LOOK) {
+                        take(record);
+                    }
+                }
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the reading thread has been printed; the test's own assertion is what fails it.
+            drop(thread.join());
+        }
+    }
+}
+
+/// Reads a topic in the background and keeps all of it: see [`Follower`].
+pub(crate) struct Consumer {
+    records: Arc<Mutex<Vec<Record>>>,
+    _follower: Follower,
 }
 
 impl Consumer {
     /// Begins at the beginning of `topic`, which must exist.
     pub(crate) fn start(brokers: &str, topic: &str) -> Self {
-        let mut reader = Reader::open(brokers, topic, USUAL);
         let records = Arc::new(Mutex::new(Vec::new()));
-        let stop = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::spawn({
-            let (records, stop) = (Arc::clone(&records), Arc::clone(&stop));
-            move || {
-                while !stop.load(Ordering::Relaxed) {
-                    if let Some(record) = reader.next(LOOK) {
-                        records.lock().unwrap().push(record);
-                    }
-                }
-            }
-        });
-        Self { records, stop, thread: Some(thread) }
+        let kept = Arc::clone(&records);
+        let follower = Follower::start(brokers, topic, move |record| kept.lock().unwrap().push(record));
+        Self { records, _follower: follower }
     }
 
     /// What has been read so far.
@@ -215,16 +240,6 @@ impl Consumer {
     #[track_caller]
     pub(crate) fn wait_count(&self, count: usize, patience: Duration) -> Vec<Record> {
         self.wait_until(patience, |records| records.len() >= count)
-    }
-}
-
-impl Drop for Consumer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A panic of the reading thread has been printed; the test's own assertion is what fails it.
-            drop(thread.join());
-        }
     }
 }
 

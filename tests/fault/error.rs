@@ -1,0 +1,122 @@
+//! Calls that fail: a device with errors, a sync that fails, a file system that became read-only.
+//!
+//! The errors come from a preloaded library (`support::shim`): a device mapper target for it (dm-flakey) is missing on
+//! many machines, and `mount -o remount,ro` is refused while a file is open for writing. What the kernel itself does
+//! then, an emergency remount after an error of its own, is the last test.
+
+use std::time::Duration;
+
+use crate::harness::agent::Agent;
+use crate::harness::flow::{Pace, Producer};
+use crate::harness::kafka::create_topic;
+use crate::harness::services::Private;
+use crate::harness::unique;
+use crate::harness::wait::{USUAL, within};
+use crate::support::disk::Disk;
+use crate::support::round::{random, report, rounds};
+use crate::support::shim::Shim;
+use crate::support::tally::Tally;
+use crate::support::{acked_by, acked_of, finish, wait_more, wait_stalled, wait_up};
+
+/// How long nothing may be acknowledged while the fault lasts; the agent tries again once a second.
+const HOLD: Duration = Duration::from_secs(3);
+
+/// Nothing is acknowledged while calls of `class` fail, the drain goes on, and the agent recovers by itself.
+fn calls_fail(test: &str, class: &str, errno: &str) {
+    let (mut random, rounds) = (random(test), rounds(3));
+    let kafka = Private::kafka();
+    let topic = create_topic(kafka.address(), 2);
+    let tally = Tally::start(kafka.address(), &topic);
+    let shim = Shim::new();
+    let mut agent = Agent::prepare(|config| {
+        config.kafka(kafka.address(), &topic).set("limits.append_timeout", "1s");
+    });
+    let data_dir = agent.data_dir();
+    agent.reconfigure(|config| shim.install(config, &data_dir));
+    agent.begin();
+    wait_up(&agent);
+    let pace = Pace { rate: Some(400), window: 100, ..Pace::default() };
+    let producers: Vec<Producer> =
+        (0..2).map(|_| Producer::start(&agent.socket(), &unique("error"), pace)).collect();
+    for _ in 0..rounds {
+        kafka.pause();
+        wait_more(&producers, random.u64(100..800));
+        shim.raise(class, errno);
+        shim.wait_hit(USUAL);
+        let acked = wait_stalled(&producers);
+        let late = within(HOLD, || (acked_by(&producers) > acked).then_some(()));
+        assert!(late.is_none(), "acknowledged while {class} fails with {errno}");
+        let waiting = acked_of(&producers);
+        kafka.resume();
+        let verdict = tally.verdict(&waiting);
+        assert!(verdict.lost.is_empty(), "the drain does not go on: {} events wait", verdict.lost.len());
+        assert_eq!(acked_by(&producers), acked, "acknowledged while {class} fails with {errno}");
+        shim.clear();
+        wait_more(&producers, 100);
+    }
+    let verdict = tally.verdict(&finish(producers));
+    report(test, rounds, &verdict, "");
+    verdict.assert_sound();
+    assert_eq!(agent.stop().code(), Some(0));
+}
+
+#[test]
+fn failing_syncs_acknowledge_nothing() {
+    calls_fail("failing_syncs", "sync", "EIO");
+}
+
+#[test]
+fn failing_writes_acknowledge_nothing() {
+    calls_fail("failing_writes", "write", "EIO");
+}
+
+#[test]
+fn no_space_for_any_write_acknowledges_nothing() {
+    calls_fail("no_space_for_any_write", "space", "ENOSPC");
+}
+
+#[test]
+fn a_file_system_that_turns_read_only_and_back_is_got_over() {
+    calls_fail("turns_read_only", "all", "EROFS");
+}
+
+/// The kernel finds an error in its ext4 and makes it read-only for good: it takes a repair and a start.
+#[test]
+fn an_emergency_remount_loses_nothing() {
+    let test = "emergency_remount";
+    let (mut random, rounds) = (random(test), rounds(3));
+    let kafka = Private::kafka();
+    let topic = create_topic(kafka.address(), 2);
+    let tally = Tally::start(kafka.address(), &topic);
+    let disk = Disk::ext4_with(64, "loop,errors=remount-ro");
+    let mut agent = Agent::start(|config| {
+        disk.install(config);
+        config.kafka(kafka.address(), &topic).set("limits.append_timeout", "1s");
+    });
+    let pace = Pace { rate: Some(400), window: 100, ..Pace::default() };
+    let producers: Vec<Producer> =
+        (0..2).map(|_| Producer::start(&agent.socket(), &unique("error"), pace)).collect();
+    for _ in 0..rounds {
+        kafka.pause();
+        wait_more(&producers, random.u64(100..800));
+        disk.fail_read_only();
+        let acked = wait_stalled(&producers);
+        let waiting = acked_of(&producers);
+        kafka.resume();
+        let verdict = tally.verdict(&waiting);
+        assert!(verdict.lost.is_empty(), "the drain does not go on: {} events wait", verdict.lost.len());
+        assert_eq!(acked_by(&producers), acked, "acknowledged on a read-only file system");
+        agent.term();
+        let status = agent.wait_exit(USUAL * 2);
+        // 74: it could not be closed in order.
+        assert!(matches!(status.code(), Some(0 | 74)), "{status}");
+        disk.repair();
+        agent.begin();
+        wait_up(&agent);
+        wait_more(&producers, 100);
+    }
+    let verdict = tally.verdict(&finish(producers));
+    report(test, rounds, &verdict, "");
+    verdict.assert_sound();
+    assert_eq!(agent.stop().code(), Some(0));
+}

@@ -1,0 +1,84 @@
+//! A long life, compressed: outage after outage in a small buffer, so that generations come and go by the hundred. Disk
+//! and memory stay flat.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::agent::Agent;
+use crate::harness::flow::{Pace, Producer, pass};
+use crate::harness::kafka::create_topic;
+use crate::harness::services::Private;
+use crate::harness::unique;
+use crate::harness::wait::{USUAL, eventually};
+use crate::support::round::{factor, random, report};
+use crate::support::tally::Tally;
+use crate::support::{acked_by, finish};
+
+/// Without `FAULT_ROUNDS`.
+const LENGTH: Duration = Duration::from_secs(150);
+
+const OUTAGE: Duration = Duration::from_secs(2);
+
+/// What allocator, page cache of the store and librdkafka's queue differ by from one look to the next. A leak of one
+/// allocation of 100 bytes for each thousand events would be more than that over a day, and one of 100 bytes for each
+/// event is ten times that within this test.
+const MEMORY_SLACK_KIB: u64 = 4 << 10;
+
+/// One empty generation more or less: what a drained one keeps before it is replaced differs by as much.
+const DISK_SLACK: u64 = 2 << 20;
+
+/// The middle of each half of the looks: single peaks depend on the moment.
+fn halves(looks: &[u64]) -> (u64, u64) {
+    let middle = |part: &[u64]| {
+        let mut part = part.to_vec();
+        part.sort_unstable();
+        part[part.len() / 2]
+    };
+    let (first, second) = looks.split_at(looks.len() / 2);
+    (middle(first), middle(second))
+}
+
+#[test]
+fn disk_and_memory_stay_flat() {
+    let test = "soak";
+    let mut random = random(test);
+    let length = LENGTH * u32::try_from(factor()).unwrap();
+    let kafka = Private::kafka();
+    let topic = create_topic(kafka.address(), 2);
+    let tally = Tally::start(kafka.address(), &topic);
+    let mut agent = Agent::start(|config| {
+        config.kafka(kafka.address(), &topic).set("limits.max_event_bytes", "64 KiB");
+        config.set("buffer.max_bytes", "16 MiB");
+    });
+    let pace = Pace { rate: Some(1000), window: 1000, padding: 350, ..Pace::default() };
+    let producers: Vec<Producer> =
+        (0..2).map(|_| Producer::start(&agent.socket(), &unique("soak"), pace)).collect();
+    let begun = Instant::now();
+    let (mut outages, mut disk, mut memory, mut peaks) = (0, Vec::new(), Vec::new(), Vec::new());
+    while begun.elapsed() < length {
+        kafka.pause();
+        pass(OUTAGE + Duration::from_millis(random.u64(..1000)));
+        peaks.push(agent.disk_bytes());
+        kafka.resume();
+        let acked = acked_by(&producers);
+        eventually("the backlog is drained", USUAL * 2, || (tally.different() >= acked).then_some(()));
+        outages += 1;
+        // The first rounds fill caches and pools.
+        if begun.elapsed() > length / 10 {
+            disk.push(agent.disk_bytes());
+            memory.push(agent.rss_kb());
+        }
+    }
+    let verdict = tally.verdict(&finish(producers));
+    let ((disk_1, disk_2), (memory_1, memory_2)) = (halves(&disk), halves(&memory));
+    let more = format!(
+        "{:?}; disk {disk_1} then {disk_2} bytes (peak {}), memory {memory_1} then {memory_2} KiB",
+        begun.elapsed(),
+        peaks.iter().max().unwrap()
+    );
+    report(test, outages, &verdict, &more);
+    eprintln!("{test}: disk {disk:?}, memory {memory:?}");
+    verdict.assert_sound_and_in_order();
+    assert!(disk_2 <= disk_1 + DISK_SLACK, "the disk grows: {disk:?}");
+    assert!(memory_2 <= memory_1 + MEMORY_SLACK_KIB, "the memory grows: {memory:?}");
+    assert_eq!(agent.stop().code(), Some(0));
+}
