@@ -5,7 +5,8 @@
 //!
 //! Word of losses goes the way of every event, through the buffer, so that an outage delays it and no crash forgets it:
 //! `type` `fieldpost.loss`, `source_type` `fieldpost`, `source_id` the agent's id, and the payload of [`word`]. At most one
-//! a minute and reason; a crash between the append and the ledger's next write repeats one, under the same `id`.
+//! a minute and reason; a crash between the append and the ledger's next write repeats one, under the same `id`, and a disk
+//! that does not answer in time may do so too.
 //!
 //! Nothing wakes it while nothing is lost.
 
@@ -33,7 +34,7 @@ const GATHER: Duration = Duration::from_secs(10);
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long an announcement waits for the buffer; below the time that a stop waits for this stage.
-const APPEND_WAIT: Duration = Duration::from_secs(1);
+const APPEND_WAIT: Duration = Duration::from_secs(2);
 
 /// Most ranges of positions in an announcement; the ledger keeps more.
 const RANGES_MAX: usize = 32;
@@ -64,7 +65,9 @@ pub struct Losses {
     announces: bool,
     pace: Pace,
     /// When each reason was announced last, or that was tried.
-    announced: BTreeMap<Reason, Instant>,
+    tried: BTreeMap<Reason, Instant>,
+    /// The total that was announced in this run: the ledger shows it a little later.
+    told: BTreeMap<Reason, u64>,
     log: Limited,
 }
 
@@ -78,7 +81,8 @@ impl Losses {
             agent: agent.to_owned(),
             announces,
             pace: Pace { gather: GATHER, announce_interval: ANNOUNCE_INTERVAL },
-            announced: BTreeMap::new(),
+            tried: BTreeMap::new(),
+            told: BTreeMap::new(),
             log: Limited::new(ANNOUNCE_INTERVAL),
         }
     }
@@ -127,18 +131,20 @@ impl Losses {
             return None;
         }
         let mut next: Option<Instant> = None;
-        for (reason, entry) in self.buffer.ledger() {
+        for (reason, mut entry) in self.buffer.ledger() {
+            entry.announced = entry.announced.max(self.told.get(&reason).copied().unwrap_or(0));
             if entry.events <= entry.announced {
                 continue;
             }
-            let due = self.announced.get(&reason).map(|last| *last + self.pace.announce_interval);
+            let due = self.tried.get(&reason).map(|last| *last + self.pace.announce_interval);
             if due.is_none_or(|due| due <= Instant::now()) {
-                self.announced.insert(reason, Instant::now());
+                self.tried.insert(reason, Instant::now());
                 if self.append(reason, &entry).await && self.buffer.announced(reason, entry.events) {
+                    self.told.insert(reason, entry.events);
                     continue;
                 }
             }
-            let due = self.announced.get(&reason).map(|last| *last + self.pace.announce_interval);
+            let due = self.tried.get(&reason).map(|last| *last + self.pace.announce_interval);
             next = next.into_iter().chain(due).min();
         }
         next

@@ -160,13 +160,15 @@ impl View {
                 found.blocks += blocks;
                 continue;
             }
-            run.restart(Seq(first.0.saturating_sub(1)));
+            // A block may hold events in front of the cursor too.
+            let before = Seq(first.0.saturating_sub(1)).max(after);
+            run.restart(before);
             let is_whole = reading.unpack(number, &mut run);
             let events = run.events().count() as u64;
-            if is_whole && events == last.next().0 - first.0 {
+            if is_whole && events == last.0 - before.0 {
                 (found.blocks, found.events) = (found.blocks + blocks, found.events + events);
             } else {
-                holes.push((first, last));
+                holes.push((before.next(), last));
             }
         }
         if !is_delivered && !folder.is_spare && !found.is_changing {

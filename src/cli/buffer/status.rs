@@ -163,7 +163,7 @@ impl Status {
             line("oldest", &oldest.text());
         }
         let missing = self.acknowledged.saturating_sub(self.durable);
-        line("cursor", &format!("{}, up to here Kafka has everything", self.cursor));
+        line("cursor", &format!("{}; nothing up to here waits any more", self.cursor));
         line(
             "durable",
             &match missing {

@@ -64,10 +64,11 @@ impl Home {
 
     /// Writes the configuration: where everything is, and defaults for the rest.
     pub(super) fn configure(&self, brokers: &str, redis: Option<&str>) -> Result<(), Failure> {
-        // JSON's text is TOML's.
+        // JSON's text is TOML's. The consumer accounts for each record, so the agent adds none of its own.
         let text = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
         let mut toml = format!(
-            "[agent]\nid = \"demo\"\ndata_dir = {}\n\n[unix]\npath = {}\n\n[kafka]\nbrokers = \"{brokers}\"\n",
+            "[agent]\nid = \"demo\"\ndata_dir = {}\n\n[unix]\npath = {}\n\n[kafka]\nbrokers = \"{brokers}\"\n\n\
+             [ledger]\nannounce = false\n",
             text(&self.data()),
             text(&self.socket()),
         );
