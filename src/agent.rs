@@ -3,7 +3,7 @@
 //!
 //! Start: socket, buffer, producer, then the stages; READY when all of them run. Stop, on the first signal or when a
 //! stage ends by itself: inputs (what they read is settled and answered), drain (within `agent.stop_grace`), pings,
-//! buffer. A second signal ends everything at once; what was acknowledged is on disk all the same.
+//! losses (the last ones are counted), buffer. A second signal ends everything at once; what was acknowledged is on disk all the same.
 
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -21,6 +21,7 @@ use crate::cli::exit;
 use crate::config::{Config, ConfigErrors, PingAfter, Redis};
 use crate::drain::Drain;
 use crate::ingest::{Admission, mqtt, unix};
+use crate::losses::Losses;
 use crate::ping::Pings;
 use crate::sink::kafka::KafkaProducer;
 use crate::sink::record::Formatter;
@@ -115,6 +116,7 @@ struct Running {
     inputs: Step,
     drain: Step,
     pings: Step,
+    losses: Step,
     heartbeat: Stages,
     stats: Arc<Stats>,
     buffer: Buffer,
@@ -190,6 +192,7 @@ impl Agent {
             Arc::clone(&stats),
             early,
         );
+        let losses = spawn_losses(&config, &buffer, &stats);
         spawn_inputs(&mut inputs, config.mqtt, config.unix.zip(listener), &admission);
         if inputs.stages.is_empty() {
             tracing::warn!("no input is configured: set unix.path or mqtt.url");
@@ -207,6 +210,7 @@ impl Agent {
             inputs,
             drain,
             pings,
+            losses,
             heartbeat,
             stats,
             buffer,
@@ -233,6 +237,7 @@ impl Running {
                 Some(ended) = self.inputs.stages.join_next() => return Some(failure(ended)),
                 Some(ended) = self.drain.stages.join_next() => return Some(failure(ended)),
                 Some(ended) = self.pings.stages.join_next() => return Some(failure(ended)),
+                Some(ended) = self.losses.stages.join_next() => return Some(failure(ended)),
                 Some(ended) = self.heartbeat.join_next() => return Some(failure(ended)),
                 ended = &mut *writer => {
                     let reason = ended.map_or_else(|e| e.to_string(), |()| "closed".into());
@@ -254,12 +259,14 @@ impl Running {
         // The drain bounds itself by `agent.stop_grace`; its last commit waits for the disk.
         let drained = self.drain.end(self.stop_grace + INPUT_GRACE).await;
         let pinged = self.pings.end(PING_GRACE).await;
+        // Order: behind everything that counts, before the buffer that keeps it.
+        let counted = self.losses.end(INPUT_GRACE).await;
         let mut heartbeat = self.heartbeat;
         heartbeat.shutdown().await;
         self.buffer.close().await;
         let closed = writer.await.map_err(AgentError::from);
         tracing::info!("{}", status_line(&self.stats, &self.buffer, &self.device));
-        closed.and(drained).and(settled).and(pinged)
+        closed.and(drained).and(settled).and(pinged).and(counted)
     }
 }
 
@@ -312,10 +319,23 @@ fn spawn_drain(
     pings: Option<Pings>,
 ) {
     let Some(kafka) = &config.kafka else { return };
-    let formatter = Formatter::new(&kafka.topic, kafka.timestamp, buffer.logs());
+    let formatter = Formatter::new(&kafka.topic, kafka.timestamp, buffer.logs())
+        .with_loss_topic(config.ledger.topic.as_deref());
     let stage = Drain::new(buffer.clone(), producer, config.drain, formatter, Arc::clone(stats), pings);
     let stop = drain.stop.clone();
     drain.stages.spawn(async move { ("drain", stage.run(stop).await.map_err(|e| e.to_string())) });
+}
+
+fn spawn_losses(config: &Config, buffer: &Buffer, stats: &Arc<Stats>) -> Step {
+    let mut step = Step::default();
+    let (stats, announce) = (Arc::clone(stats), config.ledger.announce);
+    let losses = Losses::new(buffer.clone(), stats, Arc::default(), &config.agent.id, announce);
+    let stop = step.stop.clone();
+    step.stages.spawn(async move {
+        losses.run(stop).await;
+        ("losses", Ok(()))
+    });
+    step
 }
 
 fn spawn_inputs(
@@ -369,7 +389,8 @@ fn status_line(stats: &Stats, buffer: &Buffer, device: &DeviceWrites) -> String 
         0 => 0,
         taken_us => Clock::default().now().boot_us.saturating_sub(taken_us) / 1_000_000,
     };
-    let lost = stats.kafka_lost.get() + figures.lost;
+    // What is not in the ledger yet counts too.
+    let lost = stats.kafka_lost.unsettled() + figures.lost;
     let refused = stats.refused.get() + stats.invalid.get() + stats.too_large.get();
     let mut line = format!(
         "in {} (mqtt {}, unix {}), refused {refused}, buffered {waiting} events in {} KiB, oldest {oldest_s} s, out {}, lost {lost}",
@@ -379,6 +400,15 @@ fn status_line(stats: &Stats, buffer: &Buffer, device: &DeviceWrites) -> String 
         figures.disk_bytes / 1024,
         stats.kafka_out.get(),
     );
+    let reasons: Vec<_> = buffer
+        .ledger()
+        .iter()
+        .filter(|(reason, entry)| reason.is_acknowledged() && entry.events > 0)
+        .map(|(reason, entry)| format!("{} {}", reason.word(), entry.events))
+        .collect();
+    if !reasons.is_empty() {
+        line += &format!(" ({})", reasons.join(", "));
+    }
     if figures.stored_bytes > 0 {
         line += &format!(", stored {} KiB", figures.stored_bytes / 1024);
         if let Some(bytes) = device.bytes() {

@@ -43,6 +43,12 @@ impl fmt::Display for Seq {
     }
 }
 
+/// `source_type` of the agent's own events; producers may not use it.
+pub const OWN_SOURCE_TYPE: &str = "fieldpost";
+
+/// `type` of the agent's word about losses: see `crate::losses`.
+pub const LOSS_TYPE: &str = "fieldpost.loss";
+
 /// The times stamped on an event at admission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
@@ -155,6 +161,9 @@ pub enum InvalidEvent {
         /// The event's field.
         field: &'static str,
     },
+    /// A name that only the agent itself may use.
+    #[error("`source_type` `{OWN_SOURCE_TYPE}` is the agent's own")]
+    Reserved,
     /// The time is not RFC 3339.
     #[error("`timestamp` is not an RFC 3339 time such as 2026-03-01T12:00:00Z")]
     Timestamp,

@@ -24,6 +24,7 @@ pub mod event;
 pub mod fuzz;
 pub mod ingest;
 pub mod log;
+pub mod losses;
 pub mod ping;
 pub mod secret;
 pub mod sink;

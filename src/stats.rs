@@ -4,6 +4,8 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use tokio::sync::Notify;
+
 /// A number that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -17,6 +19,46 @@ impl Counter {
     /// The sum so far.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that only grows, whose growth somebody waits for to write it down.
+#[derive(Debug, Default)]
+pub struct Watched {
+    sum: Counter,
+    settled: Counter,
+    grown: Notify,
+}
+
+impl Watched {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        if n > 0 {
+            self.sum.add(n);
+            self.grown.notify_one();
+        }
+    }
+
+    /// The sum so far.
+    pub fn get(&self) -> u64 {
+        self.sum.get()
+    }
+
+    /// What was added and not settled.
+    pub fn unsettled(&self) -> u64 {
+        self.sum.get().saturating_sub(self.settled.get())
+    }
+
+    /// `n` of what was added is written down.
+    pub fn settle(&self, n: u64) {
+        self.settled.add(n);
+    }
+
+    /// Returns when something was added since the last time it returned. For one waiter.
+    ///
+    /// Cancel safe: yes.
+    pub async fn grown(&self) {
+        self.grown.notified().await;
     }
 }
 
@@ -87,15 +129,15 @@ pub struct Stats {
     /// Events durable in the buffer that came over the Unix socket.
     pub unix_in: Counter,
     /// Publishes and lines that cannot become an event (bad topic, not JSON, missing field).
-    pub invalid: Counter,
+    pub invalid: Watched,
     /// Publishes and lines above `limits.max_event_bytes`.
-    pub too_large: Counter,
+    pub too_large: Watched,
     /// Events refused because the buffer was full or not writable in time.
-    pub refused: Counter,
+    pub refused: Watched,
     /// Acknowledgements of an older MQTT connection that were dropped; the broker delivers those again.
     pub mqtt_acks_dropped: Counter,
     /// QoS 0 publishes dropped because the buffer could not take them in time (nobody waits for an answer).
-    pub mqtt_qos0_dropped: Counter,
+    pub mqtt_qos0_dropped: Watched,
     /// Connections of the Unix socket open now: opened minus closed.
     pub unix_opened: Counter,
     /// See [`Stats::unix_opened`].
@@ -103,7 +145,7 @@ pub struct Stats {
     /// Events that Kafka confirmed.
     pub kafka_out: Counter,
     /// Events given up under `delivery = "at_most_once"` because Kafka refused them.
-    pub kafka_lost: Counter,
+    pub kafka_lost: Watched,
     /// When the oldest event that Kafka has not confirmed was taken, microseconds since boot.
     pub oldest_boot_us: Gauge,
     /// Times that the drain had to go back and send again.
@@ -123,6 +165,20 @@ pub struct Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_grew_is_settled_once() {
+        let lost = Watched::default();
+        lost.add(0);
+        lost.add(2);
+        lost.add(3);
+        lost.grown().await;
+        assert_eq!((lost.get(), lost.unsettled()), (5, 5));
+        lost.settle(5);
+        assert_eq!((lost.get(), lost.unsettled()), (5, 0));
+        let again = tokio::time::timeout(std::time::Duration::ZERO, lost.grown()).await;
+        assert!(again.is_err(), "nothing was added since");
+    }
 
     #[test]
     fn a_link_tells_a_change_once() {

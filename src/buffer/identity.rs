@@ -61,7 +61,7 @@ impl Lock {
             .truncate(false)
             .open(&path)
             .map_err(|e| failed(&e))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match lock_alone(&file) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut owner = String::new();
@@ -76,6 +76,25 @@ impl Lock {
         let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
         Ok(Self { _file: file })
     }
+}
+
+/// So often the lock is tried while somebody only looks at it.
+const LOOKS_MAX: usize = 1000;
+
+/// Whoever asks who the owner is (`probe`) holds the lock for a moment, together with others who ask; that must not
+/// keep an agent from its start.
+fn lock_alone(file: &File) -> rustix::io::Result<()> {
+    for _ in 0..LOOKS_MAX {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                // An owner does not share it.
+                rustix::fs::flock(file, FlockOperation::NonBlockingLockShared)?;
+                std::thread::yield_now();
+            }
+            answered => return answered,
+        }
+    }
+    Err(rustix::io::Errno::WOULDBLOCK)
 }
 
 /// Refuses a directory that holds files and was never a buffer.
@@ -278,6 +297,37 @@ impl Identity {
     }
 }
 
+/// What `IDENTITY` tells of a buffer that is only looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Known {
+    /// The names of its events, by epoch.
+    pub(super) logs: Vec<LogName>,
+    /// How often it was opened.
+    pub(super) epoch: u32,
+    /// The event behind the first is the second.
+    pub(super) jumps: Vec<(Seq, Seq)>,
+}
+
+/// Reads `IDENTITY` without opening the buffer; `None` when it is missing or damaged.
+///
+/// # Errors
+/// [`OpenError::Newer`] for a directory of a later version, [`OpenError::Io`] when it cannot be read.
+pub(super) fn look(dir: &Path) -> Result<Option<Known>, OpenError> {
+    let path = dir.join("IDENTITY");
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(OpenError::io(&path, &e)),
+    };
+    match serde_json::from_slice::<Layout>(&bytes) {
+        Ok(Layout { format }) if format > FORMAT => Err(OpenError::Newer { dir: dir.to_owned(), format }),
+        _ => {
+            let stored = serde_json::from_slice::<Stored>(&bytes).ok();
+            Ok(stored.map(|Stored { logs, epoch, jumps, .. }| Known { logs, epoch, jumps }))
+        }
+    }
+}
+
 fn place(dir: &Path) -> Option<Place> {
     let asked = StatxFlags::INO | StatxFlags::BTIME;
     let found = rustix::fs::statx(rustix::fs::CWD, dir, AtFlags::empty(), asked).ok()?;
@@ -386,6 +436,25 @@ mod tests {
         let mut identity = Identity::open(dir, "gw", None).unwrap();
         identity.reserve(Seq(0)).unwrap();
         identity
+    }
+
+    #[test]
+    fn who_only_asks_for_the_owner_keeps_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Lock::take(dir.path()).unwrap());
+        let is_done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                        crate::buffer::probe::owner(dir.path()).unwrap();
+                    }
+                });
+            }
+            let taken = (0..2000).find_map(|n| Lock::take(dir.path()).err().map(|error| (n, error)));
+            is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(taken.is_none(), "{taken:?}");
+        });
     }
 
     #[test]

@@ -150,7 +150,7 @@ struct Stored {
 }
 
 /// The open ledger.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Ledger {
     path: PathBuf,
     stored: Stored,
@@ -269,6 +269,11 @@ impl Ledger {
 /// It cannot be read, or is damaged.
 pub fn read_entries(path: &Path) -> io::Result<Entries> {
     Ok(read(path)?.unwrap_or_default().entries)
+}
+
+/// As [`read_entries`]: the replacement that is not finished, if there is one.
+pub(super) fn read_replacement(path: &Path) -> Option<Replacement> {
+    read(path).ok().flatten()?.replacement
 }
 
 fn read(path: &Path) -> io::Result<Option<Stored>> {

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use uuid::Uuid;
 
 use crate::error::Class;
@@ -33,6 +33,7 @@ mod run;
 pub mod scan;
 mod sled;
 pub mod store;
+pub mod view;
 mod writer;
 
 #[cfg(test)]
@@ -271,6 +272,7 @@ struct Published {
     durable: watch::Sender<Seq>,
     figures: Mutex<Figures>,
     ledger: Mutex<Entries>,
+    ledger_changed: Notify,
     is_full: AtomicBool,
     cursor_asked: AtomicU64,
     is_commit_queued: AtomicBool,
@@ -358,6 +360,7 @@ impl Buffer {
             durable: watch::Sender::new(figures.durable),
             figures: Mutex::new(figures),
             ledger: Mutex::new(generations.ledger().clone()),
+            ledger_changed: Notify::new(),
             is_full: AtomicBool::new(false),
             cursor_asked: AtomicU64::new(figures.cursor.0),
             is_commit_queued: AtomicBool::new(false),
@@ -398,6 +401,13 @@ impl Buffer {
     /// What was lost or refused, by reason, since the ledger began.
     pub fn ledger(&self) -> Entries {
         self.inner.published.ledger.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns when [`Self::ledger`] has changed since the last time it returned. For one waiter.
+    ///
+    /// Cancel safe: yes.
+    pub async fn ledger_changed(&self) {
+        self.inner.published.ledger_changed.notified().await;
     }
 
     /// Counts events that were not taken, or were lost behind the buffer, in the ledger; durable soon. Does not wait;
@@ -501,6 +511,18 @@ impl Buffer {
     pub async fn commit_durable(&self, seq: Seq) -> Result<(), ReadError> {
         self.inner.published.cursor_asked.fetch_max(seq.0, Ordering::AcqRel);
         self.ask(|reply| Command::Commit { reply: Some(reply) }).await?
+    }
+
+    /// Gives up everything up to `to`, which nobody may read meanwhile, and answers how many events that were: `events`
+    /// are the positions of those in it, first and last of each range. They are counted as [`Reason::Purged`] before they
+    /// are gone.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    ///
+    /// Cancel safe: yes, it happens all the same.
+    pub async fn purge(&self, events: Vec<(Seq, Seq)>, to: Seq) -> Result<u64, ReadError> {
+        self.ask(|reply| Command::Purge { events, to, reply }).await?
     }
 
     /// Takes no more appends, finishes the accepted ones, syncs, and lets the directory go; [`WriterThread::ended`]

@@ -121,7 +121,8 @@ fn try_writing(dir: &Path) -> io::Result<()> {
     fs::remove_file(&path)
 }
 
-fn used_bytes(dir: &Path) -> io::Result<u64> {
+/// Bytes in the files below `dir`.
+pub(super) fn used_bytes(dir: &Path) -> io::Result<u64> {
     let mut bytes: u64 = 0;
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -133,7 +134,11 @@ fn used_bytes(dir: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-fn owner(dir: &Path) -> io::Result<Owner> {
+/// Who has the buffer in `dir` open.
+///
+/// # Errors
+/// The lock file is there and cannot be opened.
+pub fn owner(dir: &Path) -> io::Result<Owner> {
     let mut file = match File::open(dir.join(LOCK_FILE)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Owner::Nobody),

@@ -26,7 +26,7 @@ const CACHE_BYTES: u64 = 2_000_000;
 const FREE_BYTES_MIN: u64 = 4 * SEGMENT_BYTES as u64;
 
 /// The file with the blocks: sled's own name, kept by replacements.
-const BLOCKS: &str = "db";
+pub(super) const BLOCKS: &str = "db";
 
 /// Beside it: what the agent noted of a sealed generation.
 const NOTE: &str = "note";

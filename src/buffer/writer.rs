@@ -81,6 +81,12 @@ pub(super) enum Command {
         reason: Reason,
         events: u64,
     },
+    /// See [`super::Buffer::purge`].
+    Purge {
+        events: Vec<(Seq, Seq)>,
+        to: Seq,
+        reply: oneshot::Sender<Result<u64, ReadError>>,
+    },
     Close {
         reply: oneshot::Sender<()>,
     },
@@ -240,6 +246,10 @@ impl<H: Shelf> Writer<H> {
             }
             Command::Count { reason, events } => self.generations.count(reason, events),
             Command::Announced { reason, events } => self.generations.announced(reason, events),
+            Command::Purge { events, to, reply } => {
+                let purged = self.generations.purge(&events, to);
+                let _ = reply.send(purged.map_err(|e| ReadError::Storage(e.to_string())));
+            }
             Command::Close { reply } => self.closing = Some(reply),
         }
     }
@@ -439,6 +449,7 @@ impl<H: Shelf> Writer<H> {
         let mut ledger = self.published.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         if *ledger != *self.generations.ledger() {
             ledger.clone_from(self.generations.ledger());
+            self.published.ledger_changed.notify_one();
         }
         drop(ledger);
         self.published.durable.send_if_modified(|durable| {

@@ -2,6 +2,10 @@
 
 /// The command line is wrong.
 pub const USAGE: u8 = 64;
+/// Something in the data is wrong: lines that are no events, a damaged buffer.
+pub const DATA: u8 = 65;
+/// The input cannot be read.
+pub const NO_INPUT: u8 = 66;
 /// A bug: a stage ended that should not.
 pub const BUG: u8 = 70;
 /// The buffer's directory, the socket's folder or standard output cannot be used.

@@ -19,6 +19,11 @@ pub struct ConfigArg {
 }
 
 impl ConfigArg {
+    /// Whether a file was named on the command line.
+    pub fn is_named(&self) -> bool {
+        self.config.is_some()
+    }
+
     /// The file to read; `None` when nobody named one and there is none in the usual place.
     pub fn path(&self) -> Option<PathBuf> {
         let named =

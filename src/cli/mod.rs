@@ -1,5 +1,6 @@
 //! The command line: one file per command, each with its `Args` and a `run` that returns the exit code.
 
+pub mod buffer;
 pub mod check;
 pub mod config;
 pub mod demo;
@@ -29,6 +30,7 @@ enum Command {
     Send(Box<send::Send>),
     Check(check::Args),
     Config(config::Args),
+    Buffer(buffer::Args),
     Demo(demo::Args),
 }
 
@@ -39,11 +41,13 @@ Examples:
   fieldpost check --config fieldpost.toml      is it right, and do the services answer?
   fieldpost run --config fieldpost.toml        the agent, until a signal
   fieldpost send < events.ndjson               hand events to a running agent, wait until they are durable
+  fieldpost buffer status                      what waits, since when, what was lost
 
 Exit codes:
   0   done                       74  storage cannot be used
   64  wrong command line         75  a service is away: try again later
-  70  a bug                      78  invalid configuration
+  65  wrong or damaged data      78  invalid configuration
+  70  a bug
 
 Configuration: the file of --config, else of $FIELDPOST_CONFIG, else
 /etc/fieldpost/fieldpost.toml. Variables FIELDPOST_<SECTION>__<KEY> override it.";
@@ -71,6 +75,7 @@ impl Cli {
             Command::Send(args) => args.run(),
             Command::Check(args) => args.run(),
             Command::Config(args) => args.run(),
+            Command::Buffer(args) => args.run(),
             Command::Demo(args) => args.run(),
         }
     }

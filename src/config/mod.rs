@@ -27,7 +27,7 @@ use std::time::Duration;
 use crate::ingest::{mqtt, unix};
 use crate::ping::ChannelTemplate;
 use crate::sink::{kafka, redis};
-use crate::{buffer, drain, log};
+use crate::{buffer, drain, log, losses};
 
 pub use problem::{ConfigErrors, Problem, Source};
 pub use reader::Effective;
@@ -97,6 +97,8 @@ pub struct Config {
     pub kafka: Option<kafka::Options>,
     /// Pings, if they are on.
     pub redis: Option<Redis>,
+    /// What is told of losses.
+    pub ledger: losses::Options,
     /// Log lines.
     pub log: log::Options,
 }

@@ -12,7 +12,7 @@ use super::nearest;
 use super::problem::{Problem, Source};
 use super::source::{Sources, read_text, variable_of};
 use super::units;
-use super::value::{Shown, Value, entries, in_range, integer, list, quote, scalar, text, wrong_type};
+use super::value::{Shown, Value, entries, fact, in_range, integer, list, quote, scalar, text, wrong_type};
 use crate::secret::Secret;
 
 /// What people are told of a key.
@@ -147,6 +147,11 @@ impl Reader {
             found.map(|(_, value)| *value).ok_or_else(|| "not known".to_owned())
         };
         self.value(key, allowed, default, parse, |value| Shown::Text(word_of(value).to_owned()))
+    }
+
+    /// True or false.
+    pub(super) fn fact(&mut self, key: Key, default: bool) -> bool {
+        self.value(key, "true, false".to_owned(), default, fact, |fact| Shown::Bool(*fact))
     }
 
     /// One of a few numbers.

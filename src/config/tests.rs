@@ -151,6 +151,10 @@ ping_after = "delivered"
 queue = 1
 timeout = "10ms"
 
+[ledger]
+announce = false
+topic = "losses.{source_type}"
+
 [log]
 level = "warn,fieldpost::drain=trace"
 format = "json"
@@ -196,6 +200,8 @@ fn a_full_file_sets_everything() {
     assert_eq!(secrets, [("sasl.password", "ka-hush"), ("ssl.key.password", "ka-hush")]);
     let redis = config.redis.unwrap();
     assert_eq!((redis.options.queue_max, redis.ping_after), (1, PingAfter::Delivered));
+    let topic = Some("losses.{source_type}".to_owned());
+    assert_eq!(config.ledger, losses::Options { announce: false, topic });
     assert_eq!(config.log.format, log::Format::Json);
 }
 
@@ -234,6 +240,14 @@ const BAD_VALUES: &[(&str, &str)] = &[
     (
         "[mqtt]\ntopics = \"a\"",
         "fieldpost.toml:2: mqtt.topics = \"a\": a list such as [\"a\", \"b\"] is needed, this is a text; allowed: 1 to 64 different topics",
+    ),
+    (
+        "[ledger]\nannounce = \"true\"",
+        "fieldpost.toml:2: ledger.announce = \"true\": true or false without quotes is needed; allowed: true, false",
+    ),
+    (
+        "[ledger]\nannounce = 1",
+        "fieldpost.toml:2: ledger.announce = 1: true or false is needed, this is a number; allowed: true, false",
     ),
     ("[mqtt]\nqos = 3", "fieldpost.toml:2: mqtt.qos = 3: not known; allowed: 0, 1, 2"),
     (
@@ -592,6 +606,10 @@ channel = "events:{source_type}:{source_id}" # default
 ping_after = "durable"                       # default
 queue = 7                                    # line 4
 timeout = "2s"                               # default
+
+[ledger]
+announce = true                              # default
+# topic is not set: kafka.topic, in which {source_type} becomes fieldpost
 
 [log]
 level = "warn"                               # from FIELDPOST_LOG__LEVEL

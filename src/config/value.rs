@@ -33,6 +33,8 @@ pub enum Shown {
     Text(String),
     /// A whole number.
     Integer(u64),
+    /// A fact.
+    Bool(bool),
     /// A list of strings.
     List(Vec<String>),
     /// Names and values.
@@ -47,6 +49,7 @@ impl Shown {
         match self {
             Self::Text(text) => quote(text),
             Self::Integer(number) => number.to_string(),
+            Self::Bool(fact) => fact.to_string(),
             Self::List(items) => {
                 let items: Vec<String> = items.iter().map(|item| quote(item)).collect();
                 format!("[{}]", items.join(", "))
@@ -68,6 +71,7 @@ impl Shown {
         match self {
             Self::Text(text) => text.as_str().into(),
             Self::Integer(number) => (*number).into(),
+            Self::Bool(fact) => (*fact).into(),
             Self::List(items) => items.iter().map(String::as_str).collect(),
             Self::Table(entries) => {
                 entries.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
@@ -93,6 +97,15 @@ pub(super) fn integer(value: &Value) -> Result<u64, String> {
         Value::Word(text) => text.trim().parse().map_err(|_| "not a whole number".to_owned()),
         Value::Text(_) => Err("a number without quotes is needed".to_owned()),
         other => Err(wrong_type(other, "a whole number")),
+    }
+}
+
+pub(super) fn fact(value: &Value) -> Result<bool, String> {
+    match value {
+        Value::Bool(fact) => Ok(*fact),
+        Value::Word(word) => word.trim().parse().map_err(|_| "not known".to_owned()),
+        Value::Text(_) => Err("true or false without quotes is needed".to_owned()),
+        other => Err(wrong_type(other, "true or false")),
     }
 }
 

@@ -8,7 +8,9 @@
 //!
 //! `payload` is any JSON, `null` included, and passes through byte for byte; `payload_base64` stands in its place
 //! for bytes (standard alphabet, padding optional). `id` and `timestamp` may be missing or `null`. A field that is
-//! not known or comes twice is refused by name: what cannot be kept must not be dropped in silence.
+//! not known or comes twice is refused by name: what cannot be kept must not be dropped in silence. Only `fieldpost`, in
+//! which an export (`fieldpost buffer export`) says where an event was, may hold anything and is not kept: the event gets
+//! a position of its own.
 //!
 //! Texts are borrowed from the input unless they hold an escape, and the payload is skipped over without recursion,
 //! so that nesting costs no stack.
@@ -20,7 +22,7 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
@@ -183,6 +185,10 @@ impl<'de> Visitor<'de> for FieldsVisitor {
                 fields.payload = Some(map.next_value()?);
                 continue;
             }
+            if name == ORIGIN {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
             let value = map.next_value::<Option<Text<'de>>>()?.map(|text| text.0);
             match name {
                 "id" => fields.id = value,
@@ -198,7 +204,10 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 }
 
 const PAYLOAD: &str = "payload";
-const NAMES: [&str; 7] = ["id", "type", "source_type", "source_id", "timestamp", PAYLOAD, "payload_base64"];
+/// Where an exported event was.
+pub(crate) const ORIGIN: &str = "fieldpost";
+const NAMES: [&str; 8] =
+    ["id", "type", "source_type", "source_id", "timestamp", PAYLOAD, "payload_base64", ORIGIN];
 
 /// A text that is borrowed where the JSON has no escape. (serde borrows a bare `Cow` field only, not one in an
 /// `Option`.)
@@ -297,6 +306,18 @@ mod tests {
             assert_eq!((draft.id, draft.timestamp), (None, None));
             assert_eq!(draft.payload, DraftPayload::Json("null"));
         }
+    }
+
+    #[test]
+    fn where_an_event_was_is_not_kept() {
+        for origin in ["null", "7", r#"{"seq":7,"seq":[[{}]]}"#] {
+            let text = with(&format!(r#""payload":1,"fieldpost":{origin}"#));
+            assert_eq!(parse_event(text.as_bytes()).unwrap().payload, DraftPayload::Json("1"));
+        }
+        assert!(refused(&with(r#""payload":1,"fieldpost":1,"fieldpost":1"#)).contains("twice"));
+        let deep =
+            with(&format!(r#""payload":1,"fieldpost":{}{}"#, "[".repeat(100_000), "]".repeat(100_000)));
+        parse_event(deep.as_bytes()).unwrap();
     }
 
     #[test]

@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use crate::buffer::{Appended, Batch, Buffer, Refused, Terms, Wait};
 use crate::error::Class;
-use crate::event::{Draft, InvalidEvent};
+use crate::event::{Draft, InvalidEvent, OWN_SOURCE_TYPE};
 use crate::ping::Pings;
 use crate::stats::Stats;
 use crate::system::Clock;
@@ -55,6 +55,8 @@ pub struct Admission {
     clock: Arc<Clock>,
     stats: Arc<Stats>,
     pings: Option<Pings>,
+    /// Whether the agent's own events are taken: out of an export, from its operator.
+    takes_own: bool,
 }
 
 impl Admission {
@@ -67,7 +69,12 @@ impl Admission {
         stats: Arc<Stats>,
         pings: Option<Pings>,
     ) -> Self {
-        Self { buffer, event_bytes_max, terms, clock, stats, pings }
+        Self { buffer, event_bytes_max, terms, clock, stats, pings, takes_own: false }
+    }
+
+    /// Also takes the agent's own events, which no producer may forge.
+    pub fn with_own(self) -> Self {
+        Self { takes_own: true, ..self }
     }
 
     /// Largest encoded event in bytes (`limits.max_event_bytes`); inputs bound their frames by it.
@@ -85,7 +92,9 @@ impl Admission {
     /// # Errors
     /// [`Refusal`]: this draft can never be taken; the batch is unchanged.
     pub fn admit(&self, draft: &Draft<'_>, batch: &mut Batch) -> Result<(), Refusal> {
-        let event = draft.stamped(self.clock.now()).inspect_err(|_| self.stats.invalid.add(1))?;
+        let is_forged = !self.takes_own && draft.source_type == OWN_SOURCE_TYPE;
+        let stamped = if is_forged { Err(InvalidEvent::Reserved) } else { draft.stamped(self.clock.now()) };
+        let event = stamped.inspect_err(|_| self.stats.invalid.add(1))?;
         batch.set_terms(self.terms);
         batch.push(&event, self.event_bytes_max).map_err(|bytes| {
             self.stats.too_large.add(1);

@@ -22,7 +22,7 @@ use super::Record;
 use super::kafka;
 use crate::buffer::LogName;
 use crate::buffer::block::Origin;
-use crate::event::{Event, Payload, Seq};
+use crate::event::{Event, LOSS_TYPE, OWN_SOURCE_TYPE, Payload, Seq};
 
 /// Version of the envelope.
 pub const ENVELOPE_VERSION: u32 = 1;
@@ -40,6 +40,8 @@ const TIMES: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
 pub struct Formatter {
     topic_template: String,
     is_topic_fixed: bool,
+    /// Where the agent's word about losses goes, if not with the others.
+    loss_topic: Option<String>,
     timestamp: kafka::Timestamp,
     names: Vec<LogName>,
     agent: String,
@@ -62,6 +64,7 @@ impl Formatter {
         Self {
             topic_template: topic.to_owned(),
             is_topic_fixed: !topic.contains(SOURCE_TYPE),
+            loss_topic: None,
             timestamp,
             names: names.to_vec(),
             agent: String::new(),
@@ -76,6 +79,11 @@ impl Formatter {
             payload: Vec::new(),
             id: [0; Hyphenated::LENGTH],
         }
+    }
+
+    /// Sends the agent's word about losses to `topic` (`ledger.topic`).
+    pub fn with_loss_topic(self, topic: Option<&str>) -> Self {
+        Self { loss_topic: topic.map(|topic| topic_name(topic, OWN_SOURCE_TYPE)), ..self }
     }
 
     /// Formats `event` and hands the record to `send`, whose answer it returns.
@@ -119,8 +127,9 @@ impl Formatter {
             ("fieldpost-boot-us", &self.boot_us),
             ("fieldpost-clock", clock),
         ];
+        let is_loss = event.source_type == OWN_SOURCE_TYPE && event.kind == LOSS_TYPE;
         send(&Record {
-            topic: &self.topic,
+            topic: self.loss_topic.as_ref().filter(|_| is_loss).unwrap_or(&self.topic),
             key: event.source_id.as_bytes(),
             payload: &self.payload,
             headers: &headers,
@@ -264,6 +273,20 @@ mod tests {
         );
         assert!(serde_json::from_str::<serde_json::Value>(&payload).is_ok());
         assert_eq!(timestamp, Some(1000));
+    }
+
+    #[test]
+    fn word_of_losses_has_a_topic_of_its_own_when_it_is_given_one() {
+        let mut losses = event(Payload::Json("1"), None);
+        (losses.kind, losses.source_type) = (LOSS_TYPE, OWN_SOURCE_TYPE);
+        let topics = |topic: Option<&str>| {
+            let mut formatter =
+                Formatter::new("e.{source_type}", kafka::Timestamp::Send, &[]).with_loss_topic(topic);
+            let other = Event { kind: LOSS_TYPE, ..event(Payload::Json("1"), None) };
+            [losses, other].map(|event| owned(&mut formatter, &event).0)
+        };
+        assert_eq!(topics(None), ["e.fieldpost", "e.meter__"]);
+        assert_eq!(topics(Some("l.{source_type}")), ["l.fieldpost", "e.meter__"]);
     }
 
     #[test]

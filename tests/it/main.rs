@@ -11,10 +11,12 @@
     reason = "a test that cannot go on fails by panicking, with the place and the reason"
 )]
 
+mod buffer;
 mod crash;
 mod demo;
 mod full;
 mod harness;
+mod losses;
 mod mqtt;
 mod outage;
 mod process;

@@ -36,10 +36,9 @@ use super::reserve::Reserve;
 use super::store::{Listed, Shelf, Store, StoreError};
 use crate::event::Seq;
 use keys::{CURSOR_KEY, block_key, key_seq};
-use reading::Reading;
 
 pub(in crate::buffer) use index::Index;
-pub(in crate::buffer) use reading::{Age, last_event};
+pub(in crate::buffer) use reading::{Age, Reading, last_event};
 
 /// Live bytes at which the newest generation is sealed, with a quota that allows it: large enough that sealing is
 /// rare, small enough that memory (which grows with an open database) and the grain of returned space stay small.
@@ -476,6 +475,28 @@ impl<H: Shelf> Generations<H> {
     /// Notes that everything up to `cursor` may be forgotten once that is durable.
     pub(super) fn advance(&mut self, cursor: Seq) {
         self.cursor = self.cursor.max(cursor.min(self.durable));
+    }
+
+    /// Gives up everything up to `to` and answers how many events that were: `events` are the positions of those in it,
+    /// first and last of each range.
+    ///
+    /// # Errors
+    /// [`StoreError`]: nothing was given up, or all of it and the cursor may be late.
+    pub(super) fn purge(&mut self, events: &[(Seq, Seq)], to: Seq) -> Result<u64, StoreError> {
+        let before = self.ledger.clone();
+        let mut purged = 0;
+        for &(first, last) in events {
+            let first = first.max(self.cursor_durable.next());
+            purged += self.ledger.count_range(Reason::Purged, first, last.min(to), 0);
+        }
+        // Order: counted before it is gone.
+        if let Err(error) = self.ledger.store() {
+            self.ledger = before;
+            return Err(StoreError::Io(format!("the loss ledger cannot be written: {error}")));
+        }
+        self.advance(to);
+        self.sync()?;
+        Ok(purged)
     }
 
     /// Whether a sync would make anything durable.

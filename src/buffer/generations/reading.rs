@@ -15,7 +15,7 @@ use crate::event::{Event, Seq, Stamp};
 
 /// A sealed generation that is being read.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(in crate::buffer) struct Reading {
     pub(super) listed: Listed,
     source: Box<dyn Source>,
     index: Index,
@@ -139,7 +139,7 @@ impl<H: Shelf> Generations<H> {
         for (first, last) in index.holes(from, end) {
             lost += self.count_missing(first, last);
         }
-        self.reading = Some(Reading { listed, source, index, block: Vec::new() });
+        self.reading = Some(Reading::new(listed, source, index));
         if lost > 0 && !listed.is_aside {
             self.set_aside(number)?;
         }
@@ -236,7 +236,7 @@ impl<H: Shelf> Generations<H> {
         let source = self.shelf.source(listed).ok()?;
         let index = Index::build(&*source, (listed.first, self.end_of(number)), self.cursor_durable).ok()?;
         let at = index.pieces.iter().rposition(|piece| piece.kind == Kind::Events)?;
-        let mut reading = Reading { listed, source, index, block: Vec::new() };
+        let mut reading = Reading::new(listed, source, index);
         let mut run = Run::default();
         let found = if reading.unpack(at, &mut run) { run.newest() } else { None };
         if let Some(sealed) = self.row.get_mut(number) {
@@ -251,12 +251,17 @@ impl Reading {
         self.index.pieces.get(number).map(|piece| (piece.first, piece.last, piece.kind))
     }
 
-    pub(super) fn index(&self) -> &Index {
+    /// What `index` found in `source`.
+    pub(in crate::buffer) fn new(listed: Listed, source: Box<dyn Source>, index: Index) -> Self {
+        Self { listed, source, index, block: Vec::new() }
+    }
+
+    pub(in crate::buffer) fn index(&self) -> &Index {
         &self.index
     }
 
     /// Unpacks one piece into `run`; `false` if it cannot be read any more.
-    fn unpack(&mut self, number: usize, run: &mut Run) -> bool {
+    pub(in crate::buffer) fn unpack(&mut self, number: usize, run: &mut Run) -> bool {
         let Some(piece) = self.index.pieces.get(number) else { return false };
         let mut assembly = Assembly::default();
         for place in self.index.places(piece) {
@@ -264,6 +269,8 @@ impl Reading {
                 return false;
             }
             match take_block(&self.block, &mut assembly, run) {
+                // Of a file that is still written to, it may be another one by now.
+                Ok(Some(block)) if block.first != piece.first || block.last() != piece.last => return false,
                 Ok(Some(block)) => {
                     run.close(block.first, block.count, block.origin);
                     return true;

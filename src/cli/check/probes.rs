@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use super::finding::{Area, Finding};
+use super::finding::{Area, Finding, Level};
 use crate::buffer::probe::{self as buffer_probe, Owner};
 use crate::cli::exit;
 use crate::config::units::about_bytes;
 use crate::config::{Config, Redis};
-use crate::event::{Event, EventId, Payload, Stamp};
+use crate::event::{Event, EventId, OWN_SOURCE_TYPE, Payload, Stamp};
 use crate::ingest::{mqtt, mqtt_probe, unix_probe};
+use crate::sink::record::topic_name;
 use crate::sink::{kafka, kafka_probe, redis};
 
 /// Everything that is configured; `say` hears each finding as soon as it is known.
@@ -18,7 +19,7 @@ pub(super) fn all(config: &Config, timeout: Duration, say: &mut impl FnMut(Findi
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             say(runtime.block_on(mqtt(config.mqtt.as_ref(), timeout)));
-            kafka(config.kafka.as_ref(), timeout).into_iter().for_each(&mut *say);
+            kafka(config, timeout).into_iter().for_each(&mut *say);
             say(runtime.block_on(redis(config.redis.as_ref(), timeout)));
         }
         Err(error) => {
@@ -108,10 +109,28 @@ async fn mqtt(options: Option<&mqtt::Options>, timeout: Duration) -> Finding {
     }
 }
 
-fn kafka(options: Option<&kafka::Options>, timeout: Duration) -> Vec<Finding> {
-    let Some(options) = options else {
+fn kafka(config: &Config, timeout: Duration) -> Vec<Finding> {
+    let Some(options) = &config.kafka else {
         return vec![Finding::skip(Area::Kafka, "kafka.brokers is not set")];
     };
+    let mut findings = topic(options, "kafka.topic", timeout);
+    // The agent's own events may have a topic of their own, and hold the line like any other when it is not there.
+    let template = config.ledger.topic.as_ref().unwrap_or(&options.topic);
+    let of_losses = topic_name(template, OWN_SOURCE_TYPE);
+    let is_reached =
+        findings.iter().all(|finding| finding.level == Level::Ok || finding.level == Level::Warn);
+    if config.ledger.announce && is_reached && of_losses != options.topic {
+        findings.extend(topic(
+            &kafka::Options { topic: of_losses, ..options.clone() },
+            "ledger.topic",
+            timeout,
+        ));
+    }
+    findings
+}
+
+/// Asks for the topic of `options`, which `key` names.
+fn topic(options: &kafka::Options, key: &str, timeout: Duration) -> Vec<Finding> {
     let (brokers, topic) = (&options.brokers, &options.topic);
     let found = match kafka_probe::probe(options, timeout) {
         Ok(found) => found,
@@ -121,7 +140,7 @@ fn kafka(options: Option<&kafka::Options>, timeout: Duration) -> Vec<Finding> {
         }
         Err(error) => {
             let key = match error {
-                kafka_probe::ProbeError::Topic { .. } => "kafka.topic",
+                kafka_probe::ProbeError::Topic { .. } => key,
                 _ => "kafka.brokers",
             };
             return vec![
@@ -140,7 +159,7 @@ fn kafka(options: Option<&kafka::Options>, timeout: Duration) -> Vec<Finding> {
                 "{brokers}: answers, but topic {topic} does not exist; create it, unless the brokers do so with the \
                  first record (auto.create.topics.enable)"
             );
-            vec![Finding::warn(Area::Kafka, message).about("kafka.topic")]
+            vec![Finding::warn(Area::Kafka, message).about(key)]
         }
         kafka_probe::Topic::Exists { partitions, leaderless } => {
             let plural = if partitions == 1 { "" } else { "s" };
@@ -151,7 +170,7 @@ fn kafka(options: Option<&kafka::Options>, timeout: Duration) -> Vec<Finding> {
                     "{brokers}: topic {topic}: {leaderless} of {partitions} partition{plural} without a leader take no \
                      records until their brokers are back"
                 );
-                findings.push(Finding::warn(Area::Kafka, message).about("kafka.topic"));
+                findings.push(Finding::warn(Area::Kafka, message).about(key));
             }
             findings
         }

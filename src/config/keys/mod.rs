@@ -3,6 +3,7 @@
 //! All keys of a section are read even when the section is off, so that a mistake shows before it is switched on.
 
 mod inputs;
+mod ledger;
 mod outputs;
 
 use std::path::PathBuf;
@@ -48,6 +49,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let (buffer, when_full) = buffer(r, &agent, &limits);
     let (kafka, drain) = outputs::kafka(r, &agent, &limits);
     let redis = outputs::redis(r);
+    let ledger = ledger::ledger(r);
     let log = log(r);
     // The inputs share what the limits leave them; their sections come first for the reader of the file.
     // What waits is appended as one batch, the event included with which it came to the limit.
@@ -56,7 +58,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let mqtt = mqtt.map(|mqtt| mqtt::Options { pending_bytes_max, ..mqtt });
     let unix = unix.map(|unix| unix::Options { append_timeout: limits.append_timeout, ..unix });
     let terms = Terms { when_full, priority: 0 };
-    Config { agent, mqtt, unix, limits, buffer, terms, drain, kafka, redis, log }
+    Config { agent, mqtt, unix, limits, buffer, terms, drain, kafka, redis, ledger, log }
 }
 
 fn agent(r: &mut Reader, host_name: &str) -> Agent {

@@ -38,7 +38,7 @@ const STOP_WAIT: Duration = Duration::from_secs(1);
 
 /// Longest line for events of at most `event_bytes_max` stored bytes: a payload of bytes grows by a third in base64,
 /// names may be written with escapes, and field names and spaces take some.
-pub(super) fn line_bytes_max(event_bytes_max: usize) -> usize {
+pub(crate) fn line_bytes_max(event_bytes_max: usize) -> usize {
     (event_bytes_max / 3).saturating_mul(4).saturating_add(4 * NAME_BYTES_MAX + 4 * 1024)
 }
 

@@ -46,6 +46,7 @@ mod note;
 mod reply;
 
 use connection::Connection;
+pub(crate) use connection::line_bytes_max;
 pub(crate) use lines::is_blank;
 pub use listener::{Listener, bind_socket as bind};
 use reply::{Code, Reply};

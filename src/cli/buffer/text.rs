@@ -1,0 +1,85 @@
+//! How the commands write times, ages, ranges and progress.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+
+use crate::event::{Seq, Stamp};
+
+/// RFC 3339 with microseconds, for programs.
+pub(super) fn time(wall_us: i64) -> String {
+    format!("{:.6}", Timestamp::from_microsecond(wall_us).unwrap_or_default())
+}
+
+/// RFC 3339 to the second, for people.
+pub(super) fn short_time(wall_us: i64) -> String {
+    format!("{:.0}", Timestamp::from_microsecond(wall_us).unwrap_or_default())
+}
+
+/// `trusted` or `untrusted`, as in the header `fieldpost-clock`.
+pub(super) fn clock(stamp: Stamp) -> &'static str {
+    if stamp.clock_trusted { "trusted" } else { "untrusted" }
+}
+
+/// The two largest units of a length of time: `3 h 2 min`.
+pub(super) fn age(age: Duration) -> String {
+    let seconds = age.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    if days > 0 {
+        format!("{days} d {} h", hours % 24)
+    } else if hours > 0 {
+        format!("{hours} h {} min", minutes % 60)
+    } else if minutes > 0 {
+        format!("{minutes} min {} s", seconds % 60)
+    } else {
+        format!("{seconds} s")
+    }
+}
+
+/// `1 event`, `2 events`.
+pub(super) fn count(n: u64, word: &str) -> String {
+    format!("{n} {word}{}", if n == 1 { "" } else { "s" })
+}
+
+/// `5-7, 9`; the first few.
+pub(super) fn ranges(ranges: &[(Seq, Seq)], shown_max: usize) -> String {
+    let one = |&(first, last): &(Seq, Seq)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    let mut text = ranges.iter().take(shown_max).map(one).collect::<Vec<_>>().join(", ");
+    if ranges.len() > shown_max {
+        text += &format!(" and {} more", ranges.len() - shown_max);
+    }
+    text
+}
+
+/// A bar over `bytes` on standard error, and only on a terminal.
+pub(super) fn bar(bytes: u64) -> ProgressBar {
+    let bar = ProgressBar::new(bytes);
+    match ProgressStyle::with_template("[{bar:24}] {bytes} of {total_bytes}, {msg}") {
+        Ok(style) => bar.with_style(style.progress_chars("=> ")),
+        Err(_) => bar,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_and_ranges_are_short() {
+        for (seconds, text) in
+            [(0, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (7260, "2 h 1 min"), (200_000, "2 d 7 h")]
+        {
+            assert_eq!(age(Duration::from_secs(seconds)), text);
+        }
+        let all = [(Seq(5), Seq(7)), (Seq(9), Seq(9)), (Seq(11), Seq(12))];
+        assert_eq!(ranges(&all, 2), "5-7, 9 and 1 more");
+        assert_eq!(ranges(&all, 3), "5-7, 9, 11-12");
+        assert_eq!(
+            (time(1), short_time(1_999_999)),
+            ("1970-01-01T00:00:00.000001Z".into(), "1970-01-01T00:00:01Z".into())
+        );
+    }
+}
