@@ -29,7 +29,7 @@ fault: ## The fault suite (ten minutes, root): crashes, power cuts, bad disks an
 .PHONY: lint
 lint: ## Format, clippy and documentation, warnings as errors; the shell scripts when shellcheck is there
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --test fault -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) .ci/run; fi
 
