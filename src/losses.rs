@@ -4,7 +4,7 @@
 //! seconds while something is counted and once more at the stop. What the buffer loses it counts itself.
 //!
 //! Word of losses goes the way of every event, through the buffer, so that an outage delays it and no crash forgets it:
-//! `type` `fieldpost.loss`, `source_type` `fieldpost`, `source_id` the agent's id, and the payload of [`word`]. At most one
+//! `type` `fieldpost.loss`, `source_type` `fieldpost`, `source_id` the agent's id, and the payload of `word`. At most one
 //! a minute and reason; a crash between the append and the ledger's next write repeats one, under the same `id`, and a disk
 //! that does not answer in time may do so too.
 //!
