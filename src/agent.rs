@@ -32,6 +32,10 @@ use crate::system::{self, Clock, DeviceWrites, Notifier, Signals};
 /// Time between two status lines.
 const STATUS_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Time between two looks whether the wall clock was set back, and the least that matters: a shorter wait is over soon.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
+const SET_BACK_MIN: Duration = Duration::from_secs(30);
+
 /// How much longer than one append the inputs may take to settle what they have read.
 const INPUT_GRACE: Duration = Duration::from_secs(3);
 
@@ -71,6 +75,14 @@ pub enum AgentError {
     /// The buffer did not close in order.
     #[error(transparent)]
     Close(#[from] buffer::CloseError),
+    /// The wall clock was set back, and the program cannot be started again in place.
+    #[error("the wall clock was set back by {seconds} s and the agent cannot start itself again: {error}")]
+    ClockSetBack {
+        /// How far.
+        seconds: u64,
+        /// Why not.
+        error: std::io::Error,
+    },
     /// A second signal came before the stop was through.
     #[error("stopped at once by a second signal; everything acknowledged is on disk")]
     Forced,
@@ -82,7 +94,7 @@ impl AgentError {
         match self {
             Self::Config(_) | Self::Producer(_) => exit::CONFIG,
             Self::Socket(_) | Self::Buffer(_) | Self::Close(_) => exit::STORAGE,
-            Self::System(_) | Self::Forced => exit::TEMPORARY,
+            Self::System(_) | Self::Forced | Self::ClockSetBack { .. } => exit::TEMPORARY,
             Self::Stage { .. } => exit::BUG,
         }
         .into()
@@ -129,6 +141,46 @@ struct Running {
 /// How the buffer's writer ends; awaited beside the stages.
 type WriterEnd = Pin<Box<dyn Future<Output = Result<(), buffer::CloseError>>>>;
 
+/// Why the agent stops.
+#[derive(Debug)]
+enum End {
+    Signal,
+    Failure(AgentError),
+    /// By so many seconds.
+    ClockSetBack(u64),
+}
+
+/// Notices when the wall clock is set back: against the time since boot, which nobody sets.
+#[derive(Debug)]
+struct SetBack {
+    clock: Clock,
+    /// Microseconds that the wall clock is ahead of the time since boot.
+    ahead_us: i64,
+}
+
+impl SetBack {
+    fn new(clock: Clock) -> Self {
+        let ahead_us = ahead_us(&clock);
+        Self { clock, ahead_us }
+    }
+
+    /// By how many seconds it was set back since the last look, if that matters.
+    fn look(&mut self) -> Option<u64> {
+        let ahead_us = ahead_us(&self.clock);
+        let back_us = std::mem::replace(&mut self.ahead_us, ahead_us).saturating_sub(ahead_us);
+        u64::try_from(back_us)
+            .ok()
+            .map(Duration::from_micros)
+            .filter(|back| *back >= SET_BACK_MIN)
+            .map(|b| b.as_secs())
+    }
+}
+
+fn ahead_us(clock: &Clock) -> i64 {
+    let now = clock.now();
+    now.wall_us.saturating_sub_unsigned(now.boot_us)
+}
+
 impl Agent {
     /// Binds the socket, opens the buffer, starts the producer. Blocks; to be called before other threads run, since
     /// it takes inherited sockets.
@@ -162,7 +214,11 @@ impl Agent {
     pub async fn run(self) -> Result<(), AgentError> {
         let mut signals = Signals::new()?;
         let (mut running, mut writer) = self.start();
-        let failure = running.supervise(&mut signals, &mut writer).await;
+        let failure = match running.supervise(&mut signals, &mut writer).await {
+            End::Signal => None,
+            End::Failure(failure) => Some(failure),
+            End::ClockSetBack(seconds) => running.start_again(writer, seconds).await,
+        };
         if let Some(failure) = &failure {
             tracing::error!(%failure, "stopping because a stage ended");
         }
@@ -224,24 +280,32 @@ impl Agent {
 }
 
 impl Running {
-    /// Watches over the stages until a signal (`None`) or until one of them ends.
-    async fn supervise(&mut self, signals: &mut Signals, writer: &mut WriterEnd) -> Option<AgentError> {
+    /// Watches over the stages until there is a reason to stop.
+    async fn supervise(&mut self, signals: &mut Signals, writer: &mut WriterEnd) -> End {
+        let mut clock = SetBack::new(Clock::default());
+        let mut look = interval_at(Instant::now() + CLOCK_INTERVAL, CLOCK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut status = interval_at(Instant::now() + STATUS_INTERVAL, STATUS_INTERVAL);
         status.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 signal = signals.stop_requested() => {
                     tracing::info!(signal, "stopping");
-                    return None;
+                    return End::Signal;
                 }
-                Some(ended) = self.inputs.stages.join_next() => return Some(failure(ended)),
-                Some(ended) = self.drain.stages.join_next() => return Some(failure(ended)),
-                Some(ended) = self.pings.stages.join_next() => return Some(failure(ended)),
-                Some(ended) = self.losses.stages.join_next() => return Some(failure(ended)),
-                Some(ended) = self.heartbeat.join_next() => return Some(failure(ended)),
+                Some(ended) = self.inputs.stages.join_next() => return End::Failure(failure(ended)),
+                Some(ended) = self.drain.stages.join_next() => return End::Failure(failure(ended)),
+                Some(ended) = self.pings.stages.join_next() => return End::Failure(failure(ended)),
+                Some(ended) = self.losses.stages.join_next() => return End::Failure(failure(ended)),
+                Some(ended) = self.heartbeat.join_next() => return End::Failure(failure(ended)),
                 ended = &mut *writer => {
                     let reason = ended.map_or_else(|e| e.to_string(), |()| "closed".into());
-                    return Some(AgentError::Stage { stage: BUFFER, reason });
+                    return End::Failure(AgentError::Stage { stage: BUFFER, reason });
+                }
+                _ = look.tick() => {
+                    if let Some(seconds) = clock.look() {
+                        return End::ClockSetBack(seconds);
+                    }
                 }
                 _ = status.tick() => {
                     let line = status_line(&self.stats, &self.buffer, &self.device);
@@ -250,6 +314,27 @@ impl Running {
                 }
             }
         }
+    }
+
+    /// Starts the program again in the same process. librdkafka's threads wait for times on the wall clock
+    /// (`cnd_timedwait`, C11 7.26.3.5): set back by hours, they wait for hours longer, and cannot be ended either. What
+    /// was taken is settled first; what was sent and not confirmed goes out again.
+    async fn start_again(&mut self, writer: WriterEnd, seconds: u64) -> ! {
+        tracing::warn!(
+            seconds,
+            "the wall clock was set back: the agent starts itself again, because librdkafka waits on it"
+        );
+        if let Err(error) = std::mem::take(&mut self.inputs).end(self.append_timeout + INPUT_GRACE).await {
+            tracing::warn!(%error, "an input did not end in order");
+        }
+        self.buffer.close().await;
+        if let Err(error) = writer.await {
+            tracing::warn!(%error, "the buffer did not close in order");
+        }
+        let failure = AgentError::ClockSetBack { seconds, error: system::start_again() };
+        tracing::error!(%failure, "stopping");
+        // Not by returning: what would be dropped on the way waits for those threads.
+        std::process::exit(exit::TEMPORARY.into())
     }
 
     /// Stops in order; the first failure counts.

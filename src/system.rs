@@ -8,7 +8,9 @@ use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -275,16 +277,25 @@ const MMAP_THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "262144");
 /// Returns when it was done before, or cannot be done: that costs memory and nothing else.
 #[cfg(target_env = "gnu")]
 pub(crate) fn keep_memory_small() {
-    use std::os::unix::process::CommandExt as _;
     let (name, value) = MMAP_THRESHOLD;
-    if std::env::var_os(name).is_some() {
-        return;
+    if std::env::var_os(name).is_none() {
+        // Returns only when it fails.
+        let _ = again(|command| command.env(name, value));
     }
+}
+
+/// Starts the program again in the same process, as it was started. Returns only when that fails.
+pub(crate) fn start_again() -> io::Error {
+    again(|command| command)
+}
+
+fn again(change: impl FnOnce(&mut Command) -> &mut Command) -> io::Error {
     let mut arguments = std::env::args_os();
-    let (Some(name_of_program), Ok(program)) = (arguments.next(), std::env::current_exe()) else { return };
-    let mut command = std::process::Command::new(program);
-    // Returns only when it fails.
-    let _ = command.arg0(name_of_program).args(arguments).env(name, value).exec();
+    let Some(name_of_program) = arguments.next() else { return io::ErrorKind::InvalidInput.into() };
+    match std::env::current_exe() {
+        Ok(program) => change(Command::new(program).arg0(name_of_program).args(arguments)).exec(),
+        Err(error) => error,
+    }
 }
 
 /// Other allocators give large blocks back.

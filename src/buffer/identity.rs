@@ -14,12 +14,14 @@
 //! A copy of a buffer, or an old copy put in its place, would use positions that were used already. So events that
 //! come after it get a log UUID of their own, while those that are in it keep theirs: the log and the agent's name
 //! belong to a range of epochs. A copy shows by the place of its directory on the disk, an old copy by the witness in
-//! the loss ledger.
+//! the loss ledger, and both together, put back in place, by the time of the last change of `IDENTITY`: the witness
+//! remembers it, and restoring changes it. When in doubt it is a copy: that costs consumers nothing.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FlockOperation, StatxFlags};
 use serde::{Deserialize, Serialize};
@@ -78,15 +80,16 @@ impl Lock {
     }
 }
 
-/// So often the lock is tried while somebody only looks at it.
-const LOOKS_MAX: usize = 1000;
+/// How long the lock is tried while somebody only looks at it.
+const LOOKS_MAX: Duration = Duration::from_secs(2);
 
 /// Whoever asks who the owner is (`probe`) holds the lock for a moment, together with others who ask; that must not
 /// keep an agent from its start.
 fn lock_alone(file: &File) -> rustix::io::Result<()> {
-    for _ in 0..LOOKS_MAX {
+    let deadline = Instant::now() + LOOKS_MAX;
+    loop {
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
                 // An owner does not share it.
                 rustix::fs::flock(file, FlockOperation::NonBlockingLockShared)?;
                 std::thread::yield_now();
@@ -94,7 +97,6 @@ fn lock_alone(file: &File) -> rustix::io::Result<()> {
             answered => return answered,
         }
     }
-    Err(rustix::io::Errno::WOULDBLOCK)
 }
 
 /// Refuses a directory that holds files and was never a buffer.
@@ -162,6 +164,7 @@ pub(super) struct Identity {
     stored: Stored,
     /// Whether the file holds all this: before that, no number may be used.
     is_stored: bool,
+    mark: Option<(u64, u64)>,
 }
 
 impl Identity {
@@ -202,7 +205,8 @@ impl Identity {
         let current = stored.logs.last();
         let is_old = witness
             .is_some_and(|w| is_known && current.is_some_and(|l| l.log == w.log) && w.epoch > stored.epoch);
-        let is_copy = is_known && stored.place != place;
+        let is_touched = witness.and_then(|w| w.mark).is_some_and(|mark| mark_of(&path) != Some(mark));
+        let is_copy = is_known && (stored.place != place || is_touched);
         let is_renamed = current.is_none_or(|l| l.agent != agent);
         if is_old || is_copy {
             tracing::warn!(
@@ -220,7 +224,7 @@ impl Identity {
             stored.logs.drain(..surplus);
         }
         stored.place = place;
-        Ok(Self { dir: dir.to_owned(), stored, is_stored: false })
+        Ok(Self { dir: dir.to_owned(), stored, is_stored: false, mark: None })
     }
 
     /// The buffer's UUID for new events.
@@ -293,8 +297,21 @@ impl Identity {
         fs::rename(&new, &path)?;
         File::open(&self.dir)?.sync_all()?;
         self.is_stored = true;
+        self.mark = mark_of(&path);
         Ok(())
     }
+
+    /// What the loss ledger has to remember of it.
+    pub(super) fn witness(&self) -> Witness {
+        Witness { log: self.log(), epoch: self.epoch(), mark: self.mark }
+    }
+}
+
+/// Inode number and time of the last change in nanoseconds of a file; no call can set that time.
+fn mark_of(path: &Path) -> Option<(u64, u64)> {
+    let meta = fs::metadata(path).ok()?;
+    let (seconds, nanos) = (u64::try_from(meta.ctime()).ok()?, u64::try_from(meta.ctime_nsec()).ok()?);
+    Some((meta.ino(), seconds.saturating_mul(1_000_000_000).saturating_add(nanos)))
 }
 
 /// What `IDENTITY` tells of a buffer that is only looked at.
@@ -451,7 +468,7 @@ mod tests {
                     }
                 });
             }
-            let taken = (0..2000).find_map(|n| Lock::take(dir.path()).err().map(|error| (n, error)));
+            let taken = (0..500).find_map(|n| Lock::take(dir.path()).err().map(|error| (n, error)));
             is_done.store(true, std::sync::atomic::Ordering::Relaxed);
             assert!(taken.is_none(), "{taken:?}");
         });
@@ -536,7 +553,7 @@ mod tests {
     fn with_a_witness_old_events_keep_their_name() {
         let dir = tempfile::tempdir().unwrap();
         let before = open(dir.path());
-        let witness = Witness { log: before.log(), epoch: before.epoch() };
+        let witness = before.witness();
         fs::remove_file(dir.path().join("IDENTITY")).unwrap();
         let after = Identity::open(dir.path(), "gw", Some(witness)).unwrap();
         assert_eq!(after.epoch(), before.epoch() + 1);
@@ -552,11 +569,26 @@ mod tests {
         let copy = fs::read(dir.path().join("IDENTITY")).unwrap();
         let later = open(dir.path());
         fs::write(dir.path().join("IDENTITY"), copy).unwrap();
-        let witness = Some(Witness { log: later.log(), epoch: later.epoch() });
+        let witness = Some(later.witness());
         let restored = Identity::open(dir.path(), "gw", witness).unwrap();
         assert!(restored.epoch() > later.epoch());
         assert_ne!(restored.log(), old.log());
         assert_eq!(restored.logs()[0].log, old.log());
+    }
+
+    #[test]
+    fn a_copy_put_back_in_place_with_its_ledger_is_known_by_the_time_of_its_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = open(dir.path());
+        let path = dir.path().join("IDENTITY");
+        let untouched = Identity::open(dir.path(), "gw", Some(old.witness())).unwrap();
+        assert_eq!(untouched.log(), old.log());
+        let copy = fs::read(&path).unwrap();
+        open(dir.path());
+        // As `cp` does it: into the file that is there.
+        fs::write(&path, copy).unwrap();
+        let restored = Identity::open(dir.path(), "gw", Some(old.witness())).unwrap();
+        assert_ne!(restored.log(), old.log());
     }
 
     #[test]

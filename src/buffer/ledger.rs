@@ -127,6 +127,9 @@ pub type Entries = BTreeMap<Reason, Entry>;
 pub(super) struct Witness {
     pub(super) log: Uuid,
     pub(super) epoch: u32,
+    /// Inode number and time of the last change of its `IDENTITY`, which no restore can set.
+    #[serde(default)]
+    pub(super) mark: Option<(u64, u64)>,
 }
 
 /// Generations that are being replaced by one.
@@ -217,6 +220,14 @@ impl Ledger {
             entry.add_range(first, last);
         }
         events
+    }
+
+    /// A buffer that begins anew counts its positions from 1 again: ranges of the one before mean nothing in it.
+    pub(super) fn forget_ranges(&mut self) {
+        for entry in self.stored.entries.values_mut().filter(|entry| !entry.ranges.is_empty()) {
+            entry.ranges.clear();
+            self.is_dirty = true;
+        }
     }
 
     /// Remembers that so many of `reason` were announced.

@@ -296,10 +296,12 @@ impl<H: Shelf> Generations<H> {
     /// Seals the newest generation, if there is one, and makes a new one that starts at the next event.
     fn add_generation(&mut self) -> Result<(), StoreError> {
         if self.must_jump {
-            let to = self.identity.jump(self.durable, self.cursor).map_err(|e| identity_error(&e))?;
+            let jumped = self.identity.jump(self.durable, self.cursor);
+            self.ledger.set_witness(self.identity.witness());
+            let to = jumped.map_err(|e| identity_error(&e))?;
             (self.next, self.must_jump) = (to, false);
         }
-        self.identity.reserve(self.next).map_err(|e| identity_error(&e))?;
+        self.reserve_numbers(self.next)?;
         let (first, cursor) = (self.next, self.cursor);
         if let Some(leftover) = self.leftover {
             self.shelf.delete(leftover)?;
@@ -327,6 +329,13 @@ impl<H: Shelf> Generations<H> {
         self.newest = Some(Newest { first, store, disk_bytes, live_bytes: 0, note: Note::default() });
         self.note_high_water(true);
         Ok(())
+    }
+
+    fn reserve_numbers(&mut self, seq: Seq) -> Result<(), StoreError> {
+        let reserved = self.identity.reserve(seq);
+        // A crash before the ledger has this costs the buffer's log id, nothing else.
+        self.ledger.set_witness(self.identity.witness());
+        reserved.map_err(|e| identity_error(&e))
     }
 
     /// A generation in which nothing ever became durable has the name that the next one gets: it goes.
@@ -448,7 +457,7 @@ impl<H: Shelf> Generations<H> {
     fn try_put(&mut self, batch: &Batch) -> Result<Seq, StoreError> {
         let first = self.next;
         let end = first.plus(batch.len() as u64);
-        self.identity.reserve(end).map_err(|e| identity_error(&e))?;
+        self.reserve_numbers(end)?;
         let newest = self.newest.as_mut().ok_or_else(not_writable)?;
         let mut put_bytes = 0;
         let mut at = 0;

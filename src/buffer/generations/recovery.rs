@@ -3,7 +3,7 @@
 
 use super::{Generations, Index, Note, Sealed};
 use crate::buffer::OpenError;
-use crate::buffer::ledger::{Reason, Witness};
+use crate::buffer::ledger::Reason;
 use crate::buffer::store::{Listed, Shelf, StoreError};
 use crate::error::Class;
 use crate::event::Seq;
@@ -34,6 +34,14 @@ impl<H: Shelf> Generations<H> {
         self.drop_other_copies();
         let marks = self.high_water.marks();
         let had_identity = self.identity.ceiling() > Seq(0);
+        if !had_identity && self.row.is_empty() {
+            self.ledger.forget_ranges();
+            if self.ledger.witness().is_some() {
+                tracing::warn!(
+                    "the buffer that the loss ledger knows is gone, with all that was in it; a new one begins"
+                );
+            }
+        }
         let End { last, is_uncertain } = self.find_end()?;
         self.cursor_durable = self.cursor;
         let is_row_short = marks.newest > self.row.back().map_or(Seq(0), |sealed| sealed.listed.first);
@@ -43,7 +51,6 @@ impl<H: Shelf> Generations<H> {
         self.next = last.next();
         self.handed = self.cursor;
         self.count_lost_tail(last, marks.durable);
-        self.ledger.set_witness(Witness { log: self.identity.log(), epoch: self.identity.epoch() });
         self.store_ledger();
         self.merge_small()?;
         // Order: a drained generation goes once another one, or the high-water file, has the cursor.
@@ -56,6 +63,7 @@ impl<H: Shelf> Generations<H> {
                 tracing::debug!(%error, "the cursor cannot be written");
             }
         }
+        self.store_ledger();
         Ok(())
     }
 

@@ -13,7 +13,7 @@ pub(super) fn ledger(r: &mut Reader) -> losses::Options {
         Key {
             name: "ledger.announce",
             meaning: "Tell Kafka of losses: an event of type `fieldpost.loss` with reason, number, times and positions, at most \
-                      one a minute and reason.",
+                      one a minute and reason. Not while kafka.topic holds {source_type} and ledger.topic is not set.",
             delivery: "",
         },
         true,
@@ -25,7 +25,7 @@ pub(super) fn ledger(r: &mut Reader) -> losses::Options {
             delivery: "",
         },
         "1 to 249 characters of A-Z a-z 0-9 . _ - and {source_type}",
-        ("kafka.topic, in which {source_type} becomes fieldpost", "fieldpost-losses"),
+        ("kafka.topic, unless that holds {source_type}", "fieldpost-losses"),
         parse::kafka_topic,
     );
     losses::Options { announce, topic }

@@ -15,7 +15,7 @@ use super::units::format_bytes;
 use super::{Agent, Config, Limits};
 use crate::buffer::{Terms, WhenFull};
 use crate::ingest::{mqtt, unix};
-use crate::{buffer, log};
+use crate::{buffer, log, losses};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -58,6 +58,10 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let mqtt = mqtt.map(|mqtt| mqtt::Options { pending_bytes_max, ..mqtt });
     let unix = unix.map(|unix| unix::Options { append_timeout: limits.append_timeout, ..unix });
     let terms = Terms { when_full, priority: 0 };
+    // Nobody may have made the topic that the template names for them, and what cannot be sent holds the line.
+    let is_topic_sure =
+        ledger.topic.is_some() || kafka.as_ref().is_none_or(|kafka| !kafka.topic.contains('{'));
+    let ledger = losses::Options { announce: ledger.announce && is_topic_sure, ..ledger };
     Config { agent, mqtt, unix, limits, buffer, terms, drain, kafka, redis, ledger, log }
 }
 

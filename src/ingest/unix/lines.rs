@@ -166,7 +166,8 @@ impl Lines {
 
 /// Whether a line holds nothing: it is counted and otherwise ignored.
 pub(crate) fn is_blank(line: &[u8]) -> bool {
-    line.iter().all(u8::is_ascii_whitespace)
+    // RFC 8259, section 2: what JSON takes for white space.
+    line.iter().all(|byte| b" \t\r\n".contains(byte))
 }
 
 #[cfg(test)]
