@@ -609,7 +609,7 @@ timeout = "2s"                               # default
 
 [ledger]
 announce = true                              # default
-# topic is not set: kafka.topic, in which {source_type} becomes fieldpost
+# topic is not set: kafka.topic, unless that holds {source_type}
 
 [log]
 level = "warn"                               # from FIELDPOST_LOG__LEVEL
