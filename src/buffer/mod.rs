@@ -96,7 +96,7 @@ pub struct Options {
 pub enum Wait {
     /// Up to this long, then [`AppendError::Full`] or [`AppendError::TimedOut`].
     AtMost(Duration),
-    /// Until there is room: for a producer that is held back by not being acknowledged.
+    /// Until there is room, whatever the terms: for a producer that is held back by not being acknowledged.
     Forever,
 }
 
@@ -436,7 +436,8 @@ impl Buffer {
         self.inner.published.durable.subscribe()
     }
 
-    /// Appends `batch` behind everything accepted before it and returns when it is durable.
+    /// Appends `batch` behind everything accepted before it and returns when it is durable. With [`Wait::Forever`] it
+    /// waits for room whatever its terms.
     ///
     /// # Errors
     /// See [`AppendError`]; nothing of a refused batch was acknowledged.
@@ -448,7 +449,10 @@ impl Buffer {
             Wait::Forever => None,
         };
         let room = Arc::clone(&self.inner.room).acquire_many_owned(self.cost(batch.bytes()));
-        let permit = match within(deadline, room).await {
+        // Behind those who fill the queue because they wait for room, whoever does not wait is refused, too.
+        let is_over = deadline.is_some() && !batch.is_patient() && self.is_full();
+        let queued_by = if is_over { Some(Instant::now()) } else { deadline };
+        let permit = match within(queued_by, room).await {
             Some(Ok(permit)) => permit,
             Some(Err(_)) => return Err(Refused { reason: AppendError::Closed, batch: Some(batch) }),
             None => {
