@@ -191,7 +191,9 @@ async fn reject_refuses_at_once_and_gives_the_batch_back() {
     let large = batch_on(WhenFull::Reject, count + 1, 1, &noise(0, 100_000));
     let refused = at_once(buffer.append(large.clone(), LONG)).await.unwrap_err();
     assert_eq!((refused.reason, refused.batch), (AppendError::Full, Some(large.clone())));
-    let held_back = started(&buffer, large, Wait::Forever).await;
+    let refused = at_once(buffer.append(large.clone(), Wait::Forever)).await.unwrap_err();
+    assert_eq!(refused.reason, AppendError::Full);
+    let held_back = started(&buffer, large, Wait::UntilTaken).await;
     buffer.commit_durable(Seq(0)).await.unwrap();
     assert!(!held_back.is_finished(), "its producer is not told anything else");
     buffer.commit_durable(Seq(count)).await.unwrap();

@@ -37,6 +37,8 @@ const FULL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Append {
     pub(super) batch: Batch,
+    /// Whether it waits for room: an event in it does, or its producer is held back for as long as it takes.
+    pub(super) is_patient: bool,
     /// When it must be answered, room or not.
     pub(super) deadline: Option<Instant>,
     pub(super) reply: oneshot::Sender<Result<Appended, Refused>>,
@@ -45,11 +47,6 @@ pub(super) struct Append {
 }
 
 impl Append {
-    /// Whether it waits for room: an event in it does, or its producer is held back for as long as it takes.
-    fn is_patient(&self) -> bool {
-        self.batch.is_patient() || self.deadline.is_none()
-    }
-
     fn refuse(self, reason: AppendError) {
         drop(self.permit);
         // A caller that has gone away does not want to know.
@@ -363,7 +360,7 @@ impl<H: Shelf> Writer<H> {
                     break;
                 }
                 self.published.is_full.store(true, Ordering::Relaxed);
-                if append.is_patient() {
+                if append.is_patient {
                     self.waiting.push_front(append);
                     self.refuse_impatient();
                     break;
@@ -405,7 +402,7 @@ impl<H: Shelf> Writer<H> {
 
     /// The first of the line waits and nothing can be given up for anybody: those that do not wait are not kept either.
     fn refuse_impatient(&mut self) {
-        self.refuse_if(|append| !append.is_patient());
+        self.refuse_if(|append| !append.is_patient);
     }
 
     fn refuse_if(&mut self, is_over: impl Fn(&Append) -> bool) {

@@ -86,7 +86,7 @@ impl Place {
         Admission::new(
             self.buffer.clone(),
             EVENT_BYTES_MAX,
-            crate::buffer::Terms::default(),
+            crate::ingest::route::Routes::default(),
             Arc::default(),
             Arc::default(),
             None,
