@@ -243,7 +243,7 @@ impl Agent {
         let admission = Admission::new(
             buffer.clone(),
             config.limits.event_bytes_max,
-            config.terms,
+            config.routes.clone(),
             Arc::new(Clock::default()),
             Arc::clone(&stats),
             early,

@@ -96,8 +96,10 @@ pub struct Options {
 pub enum Wait {
     /// Up to this long, then [`AppendError::Full`] or [`AppendError::TimedOut`].
     AtMost(Duration),
-    /// Until there is room: for a producer that is held back by not being acknowledged.
+    /// Without a deadline; what does not wait by its terms is refused all the same.
     Forever,
+    /// Until there is room, whatever the terms: for a producer that is held back by not being acknowledged.
+    UntilTaken,
 }
 
 /// A batch that became durable.
@@ -445,10 +447,13 @@ impl Buffer {
     pub async fn append(&self, batch: Batch, wait: Wait) -> Result<Appended, Refused> {
         let deadline = match wait {
             Wait::AtMost(time) => Some(Instant::now() + time),
-            Wait::Forever => None,
+            Wait::Forever | Wait::UntilTaken => None,
         };
         let room = Arc::clone(&self.inner.room).acquire_many_owned(self.cost(batch.bytes()));
-        let permit = match within(deadline, room).await {
+        // Behind those who fill the queue because they wait for room, whoever does not wait is refused, too.
+        let is_patient = batch.is_patient() || wait == Wait::UntilTaken;
+        let queued_by = if is_patient || !self.is_full() { deadline } else { Some(Instant::now()) };
+        let permit = match within(queued_by, room).await {
             Some(Ok(permit)) => permit,
             Some(Err(_)) => return Err(Refused { reason: AppendError::Closed, batch: Some(batch) }),
             None => {
@@ -457,7 +462,7 @@ impl Buffer {
             }
         };
         let (reply, answer) = oneshot::channel();
-        let append = Append { batch, deadline, reply, permit };
+        let append = Append { batch, is_patient, deadline, reply, permit };
         if let Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) =
             self.inner.commands.try_send(Command::Append(append))
         {

@@ -12,6 +12,14 @@ use crate::event::{Event, EventId, Payload, Stamp};
 
 const BOOT: [u8; 16] = [1; 16];
 
+/// Longer than [`at_once`] waits.
+const LONG: Wait = Wait::AtMost(Duration::from_secs(600));
+
+/// The answer, which must not take until the end of a [`LONG`] wait.
+async fn at_once<T>(answer: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), answer).await.expect("it is answered at once")
+}
+
 fn options(dir: &Path) -> Options {
     Options { bytes_max: 64 * 1024 * 1024, ..Options::new(dir) }
 }
@@ -21,8 +29,12 @@ fn batch(from: u64, count: u64, payload: &str) -> Batch {
 }
 
 fn batch_on(when_full: WhenFull, from: u64, count: u64, payload: &str) -> Batch {
+    batch_of(Terms { when_full, priority: 0 }, from, count, payload)
+}
+
+fn batch_of(terms: Terms, from: u64, count: u64, payload: &str) -> Batch {
     let mut batch = Batch::new();
-    batch.set_terms(Terms { when_full, priority: 0 });
+    batch.set_terms(terms);
     for n in from..from + count {
         let id = n.to_string();
         let received = Stamp { wall_us: 1, boot_us: 2, clock_trusted: true };
@@ -177,11 +189,70 @@ async fn reject_refuses_at_once_and_gives_the_batch_back() {
     let count = fill(&buffer).await;
     assert!(count > 5 && buffer.is_full());
     let large = batch_on(WhenFull::Reject, count + 1, 1, &noise(0, 100_000));
-    let refused = buffer.append(large.clone(), Wait::Forever).await.unwrap_err();
+    let refused = at_once(buffer.append(large.clone(), LONG)).await.unwrap_err();
     assert_eq!((refused.reason, refused.batch), (AppendError::Full, Some(large.clone())));
+    let refused = at_once(buffer.append(large.clone(), Wait::Forever)).await.unwrap_err();
+    assert_eq!(refused.reason, AppendError::Full);
+    let held_back = started(&buffer, large, Wait::UntilTaken).await;
+    buffer.commit_durable(Seq(0)).await.unwrap();
+    assert!(!held_back.is_finished(), "its producer is not told anything else");
     buffer.commit_durable(Seq(count)).await.unwrap();
-    assert_eq!(buffer.append(large, Wait::Forever).await.unwrap().first, Seq(count + 1));
+    assert_eq!(held_back.await.unwrap().unwrap().first, Seq(count + 1));
     assert!(!buffer.is_full());
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+fn large_on(when_full: WhenFull, priority: u8, n: u64) -> Batch {
+    batch_of(Terms { when_full, priority }, n, 1, &noise(n, 100_000))
+}
+
+#[tokio::test]
+async fn whoever_does_not_wait_is_refused_at_once_behind_one_who_does() {
+    let mut bench = Bench::small();
+    bench.options.queue_bytes_max = 250_000;
+    let (buffer, thread) = bench.open();
+    let count = fill(&buffer).await;
+    let first = started(&buffer, large_on(WhenFull::Block, 0, count + 1), LONG).await;
+    buffer.commit_durable(Seq(0)).await.unwrap();
+    for when_full in [WhenFull::Reject, WhenFull::DropOldest] {
+        let refused = at_once(buffer.append(large_on(when_full, 9, 0), LONG)).await.unwrap_err();
+        assert_eq!(refused.reason, AppendError::Full);
+    }
+    // The queue itself is full of those who wait.
+    let second = started(&buffer, large_on(WhenFull::Block, 0, count + 2), LONG).await;
+    let refused = at_once(buffer.append(large_on(WhenFull::Reject, 0, 0), LONG)).await.unwrap_err();
+    assert_eq!(refused.reason, AppendError::Full);
+    assert!(!first.is_finished() && !second.is_finished());
+    buffer.commit(Seq(count));
+    assert_eq!(first.await.unwrap().unwrap().first, Seq(count + 1));
+    assert_eq!(second.await.unwrap().unwrap().first, Seq(count + 2));
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_first_in_line_goes_by_the_highest_priority_behind_it() {
+    let bench = Bench::small();
+    let (buffer, thread) = bench.open();
+    let mut next = 1;
+    while buffer.ledger().is_empty() {
+        buffer.append(large_on(WhenFull::DropOldest, 3, next), LONG).await.unwrap();
+        next += 1;
+    }
+    // Enough of them to be in need of room, of which nothing of priority 3 may go for them.
+    let mut patient = Vec::new();
+    while !buffer.is_full() {
+        patient.push(started(&buffer, large_on(WhenFull::Block, 2, next), LONG).await);
+        buffer.commit_durable(Seq(0)).await.unwrap();
+        next += 1;
+    }
+    let behind = at_once(buffer.append(large_on(WhenFull::DropOldest, 3, next), LONG)).await;
+    let behind = behind.map_err(|refused| refused.reason).unwrap();
+    assert_eq!(behind.first, Seq(next));
+    for task in patient {
+        assert!(task.await.unwrap().unwrap().first < behind.first, "nothing overtakes");
+    }
     buffer.close().await;
     thread.ended().await.unwrap();
 }
@@ -546,10 +617,8 @@ async fn a_buffer_full_of_what_was_promised_refuses_what_could_be_dropped() {
     let bench = Bench::small();
     let (buffer, thread) = bench.open();
     let count = fill(&buffer).await;
-    let refused = buffer
-        .append(batch_on(WhenFull::DropOldest, count + 1, 1, &noise(0, 100_000)), Wait::Forever)
-        .await
-        .unwrap_err();
+    let droppable = batch_on(WhenFull::DropOldest, count + 1, 1, &noise(0, 100_000));
+    let refused = at_once(buffer.append(droppable, LONG)).await.unwrap_err();
     assert_eq!(refused.reason, AppendError::Full);
     assert_eq!(counted(&buffer, Reason::Evicted), 0);
     buffer.close().await;
@@ -563,7 +632,7 @@ async fn the_floor_of_free_space_counts_as_full() {
     let (buffer, thread) = bench.open();
     buffer.append(batch(1, 1, "1"), Wait::Forever).await.unwrap();
     bench.shelf.set_free_bytes(101 << 20);
-    let refused = buffer.append(batch_on(WhenFull::Reject, 2, 1, "1"), Wait::Forever).await.unwrap_err();
+    let refused = at_once(buffer.append(batch_on(WhenFull::Reject, 2, 1, "1"), LONG)).await.unwrap_err();
     assert_eq!(refused.reason, AppendError::Full);
     assert!(buffer.is_full());
     bench.shelf.set_free_bytes(1 << 30);

@@ -1,7 +1,7 @@
 //! The writer thread: takes what waits, stores it, syncs once, answers everybody.
 //!
 //! Appends keep the order in which they came. While the buffer is full they wait in that order (or are refused, by
-//! policy, or older events go for them); the drain's reads and commits go on. After a failed write nothing is
+//! policy, or older events go for them, by the highest priority in the line); the drain's reads and commits go on. After a failed write nothing is
 //! acknowledged until a new generation could be made, which is tried once a second; reads and commits go on then too.
 
 use std::collections::VecDeque;
@@ -37,6 +37,8 @@ const FULL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Append {
     pub(super) batch: Batch,
+    /// Whether it waits for room: an event in it does, or its producer is held back for as long as it takes.
+    pub(super) is_patient: bool,
     /// When it must be answered, room or not.
     pub(super) deadline: Option<Instant>,
     pub(super) reply: oneshot::Sender<Result<Appended, Refused>>,
@@ -343,7 +345,7 @@ impl<H: Shelf> Writer<H> {
     /// Stores waiting appends in order as long as there is room.
     fn store_waiting(&mut self) -> Result<(), StoreError> {
         while let Some(append) = self.waiting.pop_front() {
-            let has_room = match self.make_room(&append.batch) {
+            let has_room = match self.make_room(&append) {
                 Ok(has_room) => has_room,
                 Err(error) => {
                     self.waiting.push_front(append);
@@ -353,11 +355,16 @@ impl<H: Shelf> Writer<H> {
             self.had_room = has_room;
             if !has_room {
                 // What is not synced yet may look larger than it is, and nothing is evicted beside it.
-                if append.batch.is_patient() || self.generations.is_unsynced() {
+                if self.generations.is_unsynced() {
                     self.waiting.push_front(append);
                     break;
                 }
                 self.published.is_full.store(true, Ordering::Relaxed);
+                if append.is_patient {
+                    self.waiting.push_front(append);
+                    self.refuse_impatient();
+                    break;
+                }
                 append.refuse(AppendError::Full);
                 continue;
             }
@@ -372,10 +379,12 @@ impl<H: Shelf> Writer<H> {
         Ok(())
     }
 
-    /// Whether there is room for a batch, made by giving up older events where they allow it.
-    fn make_room(&mut self, batch: &Batch) -> Result<bool, StoreError> {
-        while !self.generations.has_room(batch.bytes())? {
-            let priority = batch.priority();
+    /// Whether there is room for an append, made by giving up older events where they allow it. It has the priority of
+    /// the highest in the line behind it, which it would hold up.
+    fn make_room(&mut self, append: &Append) -> Result<bool, StoreError> {
+        let line = self.waiting.iter().map(|behind| behind.batch.priority());
+        let priority = line.fold(append.batch.priority(), u8::max);
+        while !self.generations.has_room(append.batch.bytes())? {
             let is_freed = self.generations.compact()?
                 || self.generations.evict(priority)?
                 || self.generations.seal_evictable(priority)?;
@@ -388,12 +397,18 @@ impl<H: Shelf> Writer<H> {
 
     fn refuse_expired(&mut self) {
         let now = Instant::now();
-        let (expired, waiting): (Vec<_>, Vec<_>) = self
-            .waiting
-            .drain(..)
-            .partition(|append| append.deadline.is_some_and(|deadline| deadline <= now));
+        self.refuse_if(|append| append.deadline.is_some_and(|deadline| deadline <= now));
+    }
+
+    /// The first of the line waits and nothing can be given up for anybody: those that do not wait are not kept either.
+    fn refuse_impatient(&mut self) {
+        self.refuse_if(|append| !append.is_patient);
+    }
+
+    fn refuse_if(&mut self, is_over: impl Fn(&Append) -> bool) {
+        let (over, waiting): (Vec<_>, Vec<_>) = self.waiting.drain(..).partition(is_over);
         self.waiting.extend(waiting);
-        for append in expired {
+        for append in over {
             append.refuse(AppendError::Full);
         }
     }

@@ -4,7 +4,7 @@
 //! code behind it checks configuration again; what it refuses is told with key, value, place and what is allowed,
 //! everything at once. Nothing is clamped, nothing unknown is passed over, no secret is ever shown.
 //!
-//! Each key is declared once, in `keys`; the example file and the table in the manual are generated from there.
+//! Each key is declared once, in `keys`, those of a route too; the example file and the table in the manual are generated from there.
 //!
 //! `limits.memory` is split into four equal parts, one for each place where events wait: the inputs' pending events,
 //! the append queue, the window read ahead for Kafka, and librdkafka's queue.
@@ -24,6 +24,7 @@ mod value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::ingest::route::Routes;
 use crate::ingest::{mqtt, unix};
 use crate::ping::ChannelTemplate;
 use crate::sink::{kafka, redis};
@@ -85,12 +86,14 @@ pub struct Config {
     pub mqtt: Option<mqtt::Options>,
     /// The socket input, if it is on.
     pub unix: Option<unix::Options>,
+    /// What is agreed about events by what they are.
+    pub routes: Routes,
     /// What events may cost.
     pub limits: Limits,
     /// The buffer.
     pub buffer: buffer::Options,
-    /// What is agreed about every event when it comes.
-    pub terms: buffer::Terms,
+    /// What to do with events that find no room, where neither a route nor their input has it otherwise.
+    pub when_full: buffer::WhenFull,
     /// The pace and guarantee of the drain.
     pub drain: drain::Options,
     /// Kafka; `None` only where nothing is run, see [`Config::kafka`].

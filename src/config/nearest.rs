@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::problem::{Problem, Source};
+use super::reader::Section;
 use super::source::variable_of;
 use super::value::{Found, Value};
 
@@ -18,7 +19,7 @@ const PART_CHARS_MIN: usize = 4;
 /// A problem for each key of `rest`, of which none is known; a section that is unknown as a whole is named once.
 pub(super) fn unknown(
     rest: impl Iterator<Item = (String, Found)>,
-    sections: &[&str],
+    sections: &[Section],
     names: &[&str],
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -31,7 +32,7 @@ pub(super) fn unknown(
     for (key, found) in rest {
         let from_file = !matches!(found.source, Source::Variable(_));
         let (section, leaf) = key.split_once('.').unwrap_or((&key, ""));
-        let section_known = sections.contains(&section);
+        let section_known = sections.iter().any(|known| known.name == section);
         let problem = match (from_file, leaf) {
             (true, "") if section_known => {
                 if found.value == Value::Table(Vec::new()) {
@@ -40,7 +41,7 @@ pub(super) fn unknown(
                 let what = format!("is a section: write [{section}] and its keys in the lines below it");
                 Problem::of(section, Some(found.source), what)
             }
-            (true, "") if !matches!(found.value, Value::Table(_)) => {
+            (true, "") if !is_table(&found.value) => {
                 let what = "stands outside of a section and is not a known key".to_owned();
                 Problem {
                     nearest: nearest(section, names).map(str::to_owned),
@@ -51,12 +52,14 @@ pub(super) fn unknown(
                 if !named.insert(section.to_owned()) {
                     continue;
                 }
-                let meant =
-                    most_like(section, SIMILARITY_MIN, sections.iter().copied().map(|name| (name, name)));
+                let names = sections.iter().map(|known| (known.name, known.name));
+                let meant = most_like(section, SIMILARITY_MIN, names);
+                let meant = sections.iter().find(|known| Some(known.name) == meant);
+                let is_repeated = matches!(found.value, Value::List(_));
                 Problem {
-                    nearest: meant.map(|name| format!("[{name}]")),
+                    nearest: meant.map(Section::header),
                     ..Problem::of(
-                        &format!("[{section}]"),
+                        &Section { name: section, meaning: "", is_repeated }.header(),
                         Some(found.source),
                         "is not a known section".to_owned(),
                     )
@@ -74,6 +77,14 @@ pub(super) fn unknown(
         problems.push(problem);
     }
     problems
+}
+
+fn is_table(value: &Value) -> bool {
+    match value {
+        Value::Table(_) => true,
+        Value::List(items) => items.iter().any(|item| matches!(item.value, Value::Table(_))),
+        _ => false,
+    }
 }
 
 /// The known key most like `key`, if any is like it: by its last part alone (a key in the wrong section), else

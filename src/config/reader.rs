@@ -4,6 +4,7 @@
 //! `fieldpost config`, the example file and the table in the manual. A bad value becomes a [`Problem`] and the key's
 //! default stands in for it, so that one run finds all problems; [`Reader::finish`] lets no default slip through.
 
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +13,9 @@ use super::nearest;
 use super::problem::{Problem, Source};
 use super::source::{Sources, read_text, variable_of};
 use super::units;
-use super::value::{Shown, Value, entries, fact, in_range, integer, list, quote, scalar, text, wrong_type};
+use super::value::{
+    Found, Shown, Value, entries, fact, in_range, integer, list, quote, scalar, text, wrong_type,
+};
 use crate::secret::Secret;
 
 /// What people are told of a key.
@@ -47,16 +50,25 @@ pub(super) enum DeclaredDefault {
 
 /// A section of the file, in declaration order.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Section {
-    pub(super) name: &'static str,
-    pub(super) meaning: &'static str,
+pub(super) struct Section<'a> {
+    pub(super) name: &'a str,
+    pub(super) meaning: &'a str,
+    /// It may be there several times, and no variable sets its keys.
+    pub(super) is_repeated: bool,
+}
+
+impl Section<'_> {
+    /// As it is written in the file.
+    pub(super) fn header(&self) -> String {
+        if self.is_repeated { format!("[[{}]]", self.name) } else { format!("[{}]", self.name) }
+    }
 }
 
 /// A key with the value that counts and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Effective {
-    /// `section.key`.
-    pub key: &'static str,
+    /// `section.key`; `route.1.key` of the first route, and so on.
+    pub key: Cow<'static, str>,
     /// The value, or what its absence means.
     pub value: Result<Shown, &'static str>,
     /// Where it came from.
@@ -65,7 +77,7 @@ pub struct Effective {
 
 /// What [`Reader::finish`] leaves: the declarations and the effective values.
 pub(super) struct Outcome {
-    pub(super) sections: Vec<Section>,
+    pub(super) sections: Vec<Section<'static>>,
     pub(super) declared: Vec<Declared>,
     pub(super) effective: Vec<Effective>,
 }
@@ -84,7 +96,7 @@ impl Reader {
 
     /// Says which section the following keys belong to.
     pub(super) fn section(&mut self, name: &'static str, meaning: &'static str) {
-        self.outcome.sections.push(Section { name, meaning });
+        self.outcome.sections.push(Section { name, meaning, is_repeated: false });
     }
 
     /// A whole number.
@@ -152,6 +164,20 @@ impl Reader {
     /// True or false.
     pub(super) fn fact(&mut self, key: Key, default: bool) -> bool {
         self.value(key, "true, false".to_owned(), default, fact, |fact| Shown::Bool(*fact))
+    }
+
+    /// One of a few words, or nothing, which means `absent`.
+    pub(super) fn optional_one_of<T: Copy, const N: usize>(
+        &mut self,
+        key: Key,
+        absent: (&'static str, &str),
+        words: [(&'static str, T); N],
+    ) -> Option<T> {
+        let allowed = words.map(|(word, _)| word).join(", ");
+        self.optional_text(key, &allowed, absent, |text| {
+            let found = words.iter().find(|(word, _)| *word == text);
+            found.map(|(_, value)| *value).ok_or_else(|| "not known".to_owned())
+        })
     }
 
     /// One of a few numbers.
@@ -321,6 +347,80 @@ impl Reader {
         }
     }
 
+    /// Tables that may be there several times, `[[name]]`, each with the keys that `read` reads; `read` gets the
+    /// table's number, from 1. Answers those with which nothing is wrong, and their places. They stand in the file only:
+    /// a variable could not say which one it means.
+    pub(super) fn tables<T>(
+        &mut self,
+        name: &'static str,
+        meaning: &'static str,
+        count_max: usize,
+        read: impl Fn(&mut Self, usize) -> T,
+    ) -> Vec<(T, Source)> {
+        let section = Section { name, meaning, is_repeated: true };
+        self.outcome.sections.push(section);
+        let mut declaring = Self::new(Sources::default());
+        read(&mut declaring, 1);
+        let declared = declaring.outcome.declared;
+        let names: Vec<&str> = declared.iter().map(|declared| declared.key.name).collect();
+        let mut tables = Vec::new();
+        for (number, (entries, place)) in (1..).zip(self.tables_of(name, count_max)) {
+            let mut reader = Self::new(Sources::of_table(name, entries));
+            let table = read(&mut reader, number);
+            let mut problems = reader.problems;
+            problems.extend(nearest::unknown(reader.sources.into_rest(), &[section], &names));
+            if problems.is_empty() {
+                tables.push((table, place));
+            }
+            self.problems.extend(problems);
+            self.outcome.effective.extend(reader.outcome.effective.into_iter().map(|effective| {
+                let key = effective.key.strip_prefix(name).unwrap_or_default();
+                Effective { key: format!("{name}.{number}{key}").into(), ..effective }
+            }));
+        }
+        self.outcome.declared.extend(declared);
+        tables
+    }
+
+    /// The tables under `name`, each with its place, and a problem for whatever else is there.
+    fn tables_of(&mut self, name: &str, count_max: usize) -> Vec<(Vec<(String, Found)>, Source)> {
+        let header = format!("[[{name}]]");
+        let mut strays = self.sources.take_section(name);
+        let found = self.sources.take_from_file(name);
+        let mut tables = Vec::new();
+        match found {
+            Some(Found { value: Value::List(items), .. }) => {
+                for Found { value, shown, source } in items {
+                    match value {
+                        Value::Table(entries) => tables.push((entries, source)),
+                        value => strays.push(Found { value, shown, source }),
+                    }
+                }
+            }
+            found => strays.extend(found),
+        }
+        if let Some((_, place)) = tables.get(count_max) {
+            let what = format!("is there {} times; allowed: at most {count_max}", tables.len());
+            self.problems.push(Problem::of(&header, Some(place.clone()), what));
+        }
+        let mut is_told = false;
+        for Found { source, .. } in strays {
+            if matches!(source, Source::Variable(_)) {
+                let what = format!("no variable can set this: {header} stands in the file only");
+                self.problems.push(Problem::general(Some(source), what));
+            } else if !std::mem::replace(&mut is_told, true) {
+                let what = format!("is a table for each: write {header} and its keys in the lines below it");
+                self.problems.push(Problem::of(name, Some(source), what));
+            }
+        }
+        tables
+    }
+
+    /// Notes what is wrong with keys that were read.
+    pub(super) fn refuse(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
     /// A rule between keys. `key` is the one named; the place is that of the first of `others` that somebody set.
     /// Skipped when one of them is already known to be wrong.
     pub(super) fn relation(&mut self, holds: bool, key: &'static str, others: &[&str], what: String) {
@@ -339,9 +439,13 @@ impl Reader {
 
     /// Reports what nobody asked for and gives everything back, or all problems in the order of the file.
     pub(super) fn finish(mut self) -> Result<Outcome, Vec<Problem>> {
-        let names: Vec<&str> = self.outcome.declared.iter().map(|declared| declared.key.name).collect();
-        let sections: Vec<&str> = self.outcome.sections.iter().map(|section| section.name).collect();
-        self.problems.extend(nearest::unknown(self.sources.into_rest(), &sections, &names));
+        let is_single = |name: &str| {
+            let mut repeated = self.outcome.sections.iter().filter(|section| section.is_repeated);
+            !repeated.any(|section| name.split_once('.').is_some_and(|(first, _)| first == section.name))
+        };
+        let names = self.outcome.declared.iter().map(|declared| declared.key.name);
+        let names: Vec<&str> = names.filter(|name| is_single(name)).collect();
+        self.problems.extend(nearest::unknown(self.sources.into_rest(), &self.outcome.sections, &names));
         if self.problems.is_empty() {
             return Ok(self.outcome);
         }
@@ -396,7 +500,7 @@ impl Reader {
     }
 
     fn effect(&mut self, key: &'static str, value: Result<Shown, &'static str>, source: Source) {
-        self.outcome.effective.push(Effective { key, value, source });
+        self.outcome.effective.push(Effective { key: key.into(), value, source });
     }
 
     fn effective(&self, key: &str) -> Option<&Effective> {

@@ -16,10 +16,14 @@ pub fn effective_toml(effective: &[Effective]) -> String {
     let mut text = String::new();
     let mut section = "";
     for Effective { key, value, source } in effective {
-        let (in_section, name) = key.split_once('.').unwrap_or(("", key));
+        let (in_section, name) = key.rsplit_once('.').unwrap_or(("", key));
         if in_section != section {
             section = in_section;
-            let _ = writeln!(text, "{}[{section}]", if text.is_empty() { "" } else { "\n" });
+            let space = if text.is_empty() { "" } else { "\n" };
+            let _ = match section.split_once('.') {
+                Some((table, _number)) => writeln!(text, "{space}[[{table}]]"),
+                None => writeln!(text, "{space}[{section}]"),
+            };
         }
         match value {
             Ok(value) => {
@@ -48,6 +52,7 @@ fn setting(name: &str, value: &super::Shown) -> String {
 }
 
 /// The effective configuration for scripts: `{"mqtt.qos": {"value": 1, "source": "default", "place": null}, …}`.
+/// The keys of routes have the route's number in them: `route.1.type`.
 pub fn effective_json(effective: &[Effective]) -> Value {
     let entry = |Effective { key, value, source }: &Effective| {
         let place = match source {
@@ -55,7 +60,7 @@ pub fn effective_json(effective: &[Effective]) -> Value {
             other => other.to_string().into(),
         };
         let value = value.as_ref().map_or(Value::Null, super::Shown::to_json);
-        ((*key).to_owned(), json!({ "value": value, "source": source.kind(), "place": place }))
+        (key.to_string(), json!({ "value": value, "source": source.kind(), "place": place }))
     };
     Value::Object(effective.iter().map(entry).collect())
 }
@@ -64,7 +69,9 @@ pub fn effective_json(effective: &[Effective]) -> Value {
 pub(super) fn example_file(read: &Outcome) -> String {
     let mut text = EXAMPLE_HEAD.to_owned();
     for section in &read.sections {
-        let _ = write!(text, "\n\n# {}\n[{}]\n", section.meaning, section.name);
+        text.push_str("\n\n");
+        comment(&mut text, section.meaning);
+        let _ = writeln!(text, "{}{}", if section.is_repeated { "#" } else { "" }, section.header());
         for declared in keys_of(read, *section) {
             text.push('\n');
             let key = declared.key;
@@ -98,7 +105,10 @@ const EXAMPLE_HEAD: &str = "\
 # Sizes: B, KiB, MiB, GiB, TiB, kB, MB, GB, TB. Durations: ms, s, m, h.
 ";
 
-pub(super) fn keys_of(read: &Outcome, section: Section) -> impl Iterator<Item = &Declared> {
+pub(super) fn keys_of<'a>(
+    read: &'a Outcome,
+    section: Section<'static>,
+) -> impl Iterator<Item = &'a Declared> {
     let of_section = move |declared: &&Declared| {
         declared.key.name.split_once('.').is_some_and(|(name, _)| name == section.name)
     };

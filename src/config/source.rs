@@ -74,6 +74,20 @@ impl Sources {
         self.environment.remove(key).or(file)
     }
 
+    /// The keys of one table that may be there several times.
+    pub(super) fn of_table(name: &str, entries: Vec<(String, Found)>) -> Self {
+        let file = entries.into_iter().map(|(key, found)| (format!("{name}.{key}"), found)).collect();
+        Self { file, ..Self::default() }
+    }
+
+    /// Takes every key of a section, of the file and of the environment.
+    pub(super) fn take_section(&mut self, name: &str) -> Vec<Found> {
+        let is_its =
+            |key: &String, _: &mut Found| key.split_once('.').is_some_and(|(section, _)| section == name);
+        let file = self.file.extract_if(.., is_its);
+        file.chain(self.environment.extract_if(.., is_its)).map(|(_, found)| found).collect()
+    }
+
     /// Takes what the file says of `key`, for keys that may not stand there.
     pub(super) fn take_from_file(&mut self, key: &str) -> Option<Found> {
         self.file.remove(key)
@@ -154,7 +168,7 @@ impl Page<'_> {
             DeValue::Float(_) => Value::Other("a fraction"),
             DeValue::Datetime(_) => Value::Other("a date"),
             DeValue::Array(items) => {
-                Value::List(items.iter().map(|item| self.found(item, source.clone()).value).collect())
+                Value::List(items.iter().map(|i| self.found(i, self.source(i.span().start))).collect())
             }
             DeValue::Table(table) => {
                 let mut entries = Vec::new();

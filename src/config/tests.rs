@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
+use crate::buffer::WhenFull;
 use crate::config::problem::Problem;
 use crate::config::reader::{Declared, DeclaredDefault, Outcome};
 use crate::config::source::variable_of;
+use crate::ingest::route::{Pattern, Route};
 
 const HOST: &str = "gateway-17";
 
@@ -66,6 +68,156 @@ fn what_waits_in_the_mqtt_input_fits_the_smallest_buffer() {
 }
 
 #[test]
+fn inputs_and_routes_have_the_policy_of_the_buffer_unless_they_say_otherwise() {
+    let text = "[mqtt]\nurl = \"mqtt://m\"\n[unix]\npath = \"/s\"\nwhen_full = \"block\"\n\
+                [[route]]\ntype = \"alarm\"\n[[route]]\n[buffer]\nwhen_full = \"drop_oldest\"\n";
+    let config = load(text).unwrap().config;
+    assert_eq!(config.mqtt.unwrap().when_full, WhenFull::DropOldest);
+    assert_eq!(config.unix.unwrap().when_full, WhenFull::Block);
+    let [alarms, others] = config.routes.all() else { panic!() };
+    assert_eq!((alarms.name.as_str(), others.name.as_str()), ("route-1", "route-2"));
+    for route in [alarms, others] {
+        assert_eq!((route.when_full, route.priority), (None, 0));
+    }
+    assert_eq!(others.kind, None);
+    assert_eq!(defaults().routes.all(), []);
+}
+
+#[test]
+fn a_route_is_checked_like_everything_else() {
+    for (text, message) in [
+        ("[[route]]\npriority = 10", "fieldpost.toml:2: route.priority = 10: too large; allowed: 0 to 9"),
+        (
+            "[[route]]\n\n[[route]]\ntype = \"a\"",
+            "fieldpost.toml:3: [[route]] is never reached: the route \"route-1\" before it matches all of its events",
+        ),
+        (
+            "[[route]]\nwhen_full = \"drop\"\n[[route]]\ntype = \"a\"",
+            "fieldpost.toml:2: route.when_full = \"drop\": not known; allowed: block, reject, drop_oldest",
+        ),
+        ("[[route]]\ntype = \"\"", "fieldpost.toml:2: route.type = \"\": empty; allowed: 1 to 256 bytes"),
+        (
+            "[[route]]\ntype = [\"a\"]",
+            "fieldpost.toml:2: route.type = [\"a\"]: a text in quotes is needed, this is a list; allowed: 1 to 256 bytes",
+        ),
+        (
+            "[[route]]\ntyp = \"a\"\nprio = 1\n[route.match]\nx = 1",
+            "fieldpost.toml:2: route.typ is not a known key; the nearest known one is route.type\n\
+             fieldpost.toml:3: route.prio is not a known key; the nearest known one is route.priority\n\
+             fieldpost.toml:5: route.match.x is not a known key",
+        ),
+        (
+            "[[route]]\nname = \"a\"\ntype = \"x\"\n[[route]]\nname = \"a\"\ntype = \"y\"",
+            "fieldpost.toml:4: route.name = \"a\": stands there twice",
+        ),
+        (
+            "[route]\ntype = \"a\"\npriority = 1",
+            "fieldpost.toml:3: route is a table for each: write [[route]] and its keys in the lines below it",
+        ),
+        (
+            "[route]",
+            "fieldpost.toml:1: route is a table for each: write [[route]] and its keys in the lines below it",
+        ),
+        (
+            "route = [1, {type = \"a\"}]",
+            "fieldpost.toml:1: route is a table for each: write [[route]] and its keys in the lines below it",
+        ),
+        (
+            "[[rout]]\ntype = \"a\"",
+            "fieldpost.toml:1: [[rout]] is not a known section; the nearest known one is [[route]]",
+        ),
+        (
+            "[routes]\ntype = \"a\"",
+            "fieldpost.toml:2: [routes] is not a known section; the nearest known one is [[route]]",
+        ),
+        (
+            "[[mqtt]]\nqos = 1",
+            "fieldpost.toml:1: mqtt is a section: write [mqtt] and its keys in the lines below it",
+        ),
+    ] {
+        assert_eq!(load(text).unwrap_err(), message, "for {text:?}");
+    }
+    assert_eq!(
+        load_with("", &[("FIELDPOST_ROUTE__TYPE", "a")]).unwrap_err(),
+        "FIELDPOST_ROUTE__TYPE: no variable can set this: [[route]] stands in the file only"
+    );
+    let routes = |count| (0..count).map(|n| format!("[[route]]\ntype = \"{n}\"\n")).collect::<String>();
+    assert_eq!(load(&routes(64)).unwrap().config.routes.all().len(), 64);
+    assert_eq!(
+        load(&routes(65)).unwrap_err(),
+        "fieldpost.toml:129: [[route]] is there 65 times; allowed: at most 64"
+    );
+    let longest = format!("[[route]]\ntype = \"{}\"", "x".repeat(257));
+    assert!(load(&longest).unwrap_err().contains("257 bytes long; allowed: 1 to 256 bytes"));
+}
+
+#[test]
+fn routes_are_shown_with_their_places() {
+    let text = "[[route]]\ntype = \"alarm\"\nwhen_full = \"block\"\npriority = 9\n[[route]]\n";
+    let loaded = load(text).unwrap();
+    let shown = effective_toml(&loaded.effective);
+    let (_, routes) = shown.split_once("\n\n[[route]]").unwrap();
+    let (routes, _) = routes.split_once("\n\n[limits]").unwrap();
+    assert_eq!(
+        routes,
+        r#"
+name = "route-1"                             # default, `route-` and its number
+type = "alarm"                               # line 2
+# source_type is not set: every event matches
+# source_id is not set: every event matches
+when_full = "block"                          # line 3
+priority = 9                                 # line 4
+
+[[route]]
+name = "route-2"                             # default, `route-` and its number
+# type is not set: every event matches
+# source_type is not set: every event matches
+# source_id is not set: every event matches
+# when_full is not set: as the input has it
+priority = 0                                 # default"#
+    );
+    assert_eq!(load(&shown).unwrap().config, loaded.config);
+    let json = effective_json(&loaded.effective);
+    assert_eq!(json["route.1.priority"]["value"], 9);
+    assert!(json["route.1.priority"]["place"].as_str().unwrap().ends_with("fieldpost.toml:4"));
+    assert_eq!(json["route.2.type"]["value"], serde_json::Value::Null);
+}
+
+#[test]
+fn what_is_in_flight_leaves_most_of_a_small_buffer_to_be_given_up() {
+    let config = small_buffer("4 MiB", "192 KiB").unwrap();
+    assert_eq!(config.drain.window_bytes_max, 512 << 10);
+    assert!(config.drain.window_bytes_max > config.limits.record_bytes_max());
+}
+
+fn small_buffer(bytes_max: &str, event_bytes_max: &str) -> Result<Config, String> {
+    let text = format!(
+        "[mqtt]\nurl = \"mqtt://127.0.0.1\"\n[buffer]\nmax_bytes = \"{bytes_max}\"\n\
+         [limits]\nmemory = \"64 MiB\"\nmax_event_bytes = \"{event_bytes_max}\"\n"
+    );
+    load(&text).map(|loaded| loaded.config)
+}
+
+#[test]
+fn what_an_input_appends_at_once_fits_the_smallest_buffer() {
+    for (bytes_max, event_bytes_max) in
+        [("4 MiB", "1 KiB"), ("4 MiB", "192 KiB"), ("4352 KiB", "256 KiB"), ("128 MiB", "8 MiB")]
+    {
+        let config = small_buffer(bytes_max, event_bytes_max).unwrap();
+        let (event, batch) = (config.limits.event_bytes_max, config.buffer.batch_bytes_max());
+        assert!(unix::BATCH_BYTES + event <= batch, "{bytes_max} {event_bytes_max}");
+        let waiting = config.mqtt.unwrap().pending_bytes_max;
+        assert!(waiting >= unix::BATCH_BYTES && waiting + event <= batch, "{bytes_max} {event_bytes_max}");
+    }
+    assert_eq!(
+        small_buffer("4 MiB", "193 KiB").unwrap_err(),
+        "fieldpost.toml:4: buffer.max_bytes = \"4 MiB\": too small for limits.max_event_bytes = \"193 KiB\"; allowed: \
+         \"4160 KiB\" or more, or smaller events, so that 16 of the largest fit and what an input appends at once \
+         always finds room"
+    );
+}
+
+#[test]
 fn the_addresses_are_all_that_is_needed() {
     let config = load(
         "[mqtt]\nurl = \"mqtt://127.0.0.1\"\n[unix]\npath = \"/run/f.sock\"\n\
@@ -109,11 +261,21 @@ qos = 2
 protocol = 4
 receive_maximum = 20
 keep_alive = "18h"
+when_full = "drop_oldest"
 
 [unix]
 path = "/run/other.sock"
 mode = "0600"
 max_connections = 1
+when_full = "block"
+
+[[route]]
+name = "alarms"
+type = "alarm"
+source_type = "*"
+source_id = "pump-*"
+when_full = "block"
+priority = 9
 
 [limits]
 max_event_bytes = "8 MiB"
@@ -177,18 +339,27 @@ fn a_full_file_sets_everything() {
     let (_folder, path) = full_folder();
     let Loaded { config, effective } = load_on(HOST, Some(&path), variables(&[])).unwrap();
     let untouched: Vec<_> =
-        effective.iter().filter(|key| key.source.is_default()).map(|key| key.key).collect();
-    assert_eq!(untouched, Vec::<&str>::new(), "the test's file leaves keys out");
+        effective.iter().filter(|key| key.source.is_default()).map(|key| &key.key).collect();
+    assert!(untouched.is_empty(), "the test's file leaves out {untouched:?}");
     assert_eq!(config.agent.stop_grace, Duration::from_secs(60));
     let mqtt = config.mqtt.unwrap();
     assert_eq!((mqtt.port, mqtt.qos, mqtt.protocol), (1999, mqtt::Qos::ExactlyOnce, mqtt::Protocol::V4));
     assert_eq!(mqtt.password.unwrap().reveal(), "mq-hush");
     assert_eq!((mqtt.topics.len(), mqtt.keep_alive), (2, Duration::from_secs(64_800)));
-    assert_eq!(config.unix.unwrap().mode, 0o600);
-    assert_eq!(
-        (config.buffer.bytes_max, config.terms.when_full),
-        (500_000_000_000, buffer::WhenFull::Reject)
-    );
+    assert_eq!(mqtt.when_full, WhenFull::DropOldest);
+    let unix = config.unix.unwrap();
+    assert_eq!((unix.mode, unix.when_full), (0o600, WhenFull::Block));
+    let pattern = |text: &str| Some(Pattern::new(text));
+    let alarms = Route {
+        name: "alarms".into(),
+        kind: pattern("alarm"),
+        source_type: pattern("*"),
+        source_id: pattern("pump-*"),
+        when_full: Some(WhenFull::Block),
+        priority: 9,
+    };
+    assert_eq!(config.routes.all(), [alarms]);
+    assert_eq!(config.buffer.bytes_max, 500_000_000_000);
     assert_eq!(config.buffer.queue_bytes_max, 16 << 20);
     assert_eq!(config.drain.delivery, drain::Delivery::AtMostOnce);
     let kafka = config.kafka.unwrap();
@@ -308,7 +479,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "[limits]\nmemory = \"1 GiB\"\nmax_event_bytes = \"8 MiB\"\n[buffer]\nmax_bytes = \"64 MiB\"",
-        "fieldpost.toml:5: buffer.max_bytes = \"64 MiB\": too small for limits.max_event_bytes = \"8 MiB\"; allowed: \"128 MiB\" or more, so that 16 of the largest events fit",
+        "fieldpost.toml:5: buffer.max_bytes = \"64 MiB\": too small for limits.max_event_bytes = \"8 MiB\"; allowed: \"128 MiB\" or more, or smaller events, so that 16 of the largest fit and what an input appends at once always finds room",
     ),
     (
         "[buffer]\nwhen_full = \"drop\"",
@@ -655,8 +826,9 @@ fn every_key_is_declared_well() {
 fn key_tables(read: &Outcome) -> String {
     let mut text = String::new();
     for section in &read.sections {
-        let _ = write!(text, "\n### `[{}]`\n\n{}\n\n", section.name, section.meaning);
-        text.push_str("| Key, variable | Default | Allowed | What it does | Effect on delivery |\n");
+        let _ = write!(text, "\n### `{}`\n\n{}\n\n", section.header(), section.meaning);
+        let key = if section.is_repeated { "Key" } else { "Key, variable" };
+        let _ = writeln!(text, "| {key} | Default | Allowed | What it does | Effect on delivery |");
         text.push_str("|---|---|---|---|---|\n");
         for Declared { key, allowed, default } in render::keys_of(read, *section) {
             let name = key.name.split_once('.').map_or(key.name, |(_, name)| name);
@@ -666,12 +838,10 @@ fn key_tables(read: &Outcome) -> String {
                 DeclaredDefault::Derived(from, _) => (*from).to_owned(),
             };
             let delivery = if key.delivery.is_empty() { "none" } else { key.delivery };
-            let _ = writeln!(
-                text,
-                "| `{name}`<br>`{}` | {default} | {allowed} | {} | {delivery} |",
-                variable_of(key.name),
-                key.meaning
-            );
+            let variable =
+                if section.is_repeated { String::new() } else { format!("<br>`{}`", variable_of(key.name)) };
+            let meaning = key.meaning;
+            let _ = writeln!(text, "| `{name}`{variable} | {default} | {allowed} | {meaning} | {delivery} |");
         }
     }
     text
@@ -716,7 +886,7 @@ fn the_example_file_loads_with_every_key_in_use() {
         .lines()
         .filter(|line| !line.contains("password_file"))
         .map(|line| match line.strip_prefix('#') {
-            Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase()) => format!("{key}\n"),
+            Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => format!("{key}\n"),
             _ => format!("{line}\n"),
         })
         .collect();
@@ -727,6 +897,7 @@ fn the_example_file_loads_with_every_key_in_use() {
     assert!(
         config.mqtt.is_some() && config.unix.is_some() && config.kafka.is_some() && config.redis.is_some()
     );
+    assert_eq!(config.routes.all().len(), 1);
 }
 
 #[test]

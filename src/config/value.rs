@@ -12,7 +12,7 @@ pub(super) enum Value {
     Text(String),
     Integer(i64),
     Bool(bool),
-    List(Vec<Value>),
+    List(Vec<Found>),
     Table(Vec<(String, Found)>),
     /// A TOML type that no key has, by name.
     Other(&'static str),
@@ -120,7 +120,7 @@ pub(super) fn text(value: &Value) -> Result<&str, String> {
 /// A list of texts, or words with commas between them.
 pub(super) fn list(value: &Value) -> Result<Vec<String>, String> {
     match value {
-        Value::List(items) => items.iter().map(|item| text(item).map(str::to_owned)).collect(),
+        Value::List(items) => items.iter().map(|item| text(&item.value).map(str::to_owned)).collect(),
         Value::Word(words) => Ok(words.split(',').map(|word| word.trim().to_owned()).collect()),
         other => Err(wrong_type(other, "a list such as [\"a\", \"b\"]")),
     }

@@ -152,6 +152,7 @@ mod tests {
             protocol,
             receive_maximum: 10,
             keep_alive: Duration::from_secs(30),
+            when_full: crate::buffer::WhenFull::Block,
             pending_bytes_max: 1 << 20,
         }
     }

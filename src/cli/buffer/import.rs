@@ -11,12 +11,13 @@ use serde_json::json;
 
 use super::target::{Target, TargetArgs, refuse_open, say};
 use super::text;
-use crate::buffer::{Batch, Buffer, Terms, Wait, WhenFull};
+use crate::buffer::{Batch, Buffer, Wait, WhenFull};
 use crate::cli::send::ledger::LineError;
 use crate::cli::{exit, load};
 use crate::config::Config;
 use crate::event::Seq;
 use crate::ingest::form::parse_event;
+use crate::ingest::route::{Route, Routes};
 use crate::ingest::unix::{is_blank, line_bytes_max};
 use crate::ingest::{Admission, Refusal};
 use crate::system::{self, Clock};
@@ -148,12 +149,18 @@ pub(super) fn with_runtime<T>(command: &str, future: impl Future<Output = T>) ->
 fn admission(config: Option<&Config>, buffer: Buffer) -> Admission {
     let defaults = Config::load(None, std::iter::empty()).ok().map(|loaded| loaded.config);
     let limits = config.or(defaults.as_ref()).map(|config| config.limits);
-    let terms = config.map_or(Terms::default(), |config| config.terms);
-    let when_full = if terms.when_full == WhenFull::Block { WhenFull::Reject } else { terms.when_full };
+    let when_full = without_wait(config.map_or(WhenFull::Reject, |config| config.when_full));
+    let routes = config.map_or(&[][..], |config| config.routes.all()).iter().cloned();
+    let routes = routes.map(|route| Route { when_full: route.when_full.map(without_wait), ..route });
     let event_bytes_max = limits.map_or(BATCH_BYTES, |limits| limits.event_bytes_max);
     let stats = Arc::<Stats>::default();
-    let terms = Terms { when_full, ..terms };
-    Admission::new(buffer, event_bytes_max, terms, Arc::<Clock>::default(), stats, None).with_own()
+    let routes = Routes::new(routes.collect());
+    let admission = Admission::new(buffer, event_bytes_max, routes, Arc::<Clock>::default(), stats, None);
+    admission.under(when_full).with_own()
+}
+
+fn without_wait(when_full: WhenFull) -> WhenFull {
+    if when_full == WhenFull::Block { WhenFull::Reject } else { when_full }
 }
 
 fn open_input(path: &Path) -> io::Result<(Box<dyn BufRead>, u64)> {

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use super::super::parse;
 use super::super::reader::{Key, Reader};
-use super::{ms, secs, size, username};
+use super::{WHEN_FULL, ms, secs, size, username};
+use crate::buffer::WhenFull;
 use crate::config::Agent;
 use crate::ingest::topic::TopicTemplate;
 use crate::ingest::{mqtt, unix};
 use crate::secret::Secret;
 
-/// The MQTT input without what the limits leave it.
+/// The MQTT input without what the limits leave it and without its policy.
 pub(super) fn mqtt(r: &mut Reader, agent: &Agent) -> Option<mqtt::Options> {
     r.section("mqtt", "Input: a client of the gateway's MQTT broker. Off without `url`.");
     let address = r.optional_text(
@@ -60,6 +61,7 @@ pub(super) fn mqtt(r: &mut Reader, agent: &Agent) -> Option<mqtt::Options> {
         receive_maximum,
         keep_alive,
         pending_bytes_max: 0,
+        when_full: WhenFull::default(),
     })
 }
 
@@ -132,7 +134,20 @@ fn session(r: &mut Reader) -> Session {
     Session { protocol, receive_maximum: u16::try_from(receive_maximum).unwrap_or(u16::MAX), keep_alive }
 }
 
-/// The socket input without what the limits leave it.
+/// What happens with an input's events when the buffer is full, if it has a policy of its own.
+pub(super) fn when_full(r: &mut Reader, name: &'static str) -> Option<WhenFull> {
+    r.optional_one_of(
+        Key {
+            name,
+            meaning: "What happens with this input's events when the buffer is full, where no route has it otherwise.",
+            delivery: "As `buffer.when_full`, for this input.",
+        },
+        ("as `buffer.when_full`", "drop_oldest"),
+        WHEN_FULL,
+    )
+}
+
+/// The socket input without what the limits leave it and without its policy.
 pub(super) fn unix(r: &mut Reader) -> Option<unix::Options> {
     r.section("unix", "Input: a Unix socket for local programs, one JSON event a line. Off without `path`.");
     let path = r.optional_text(
@@ -161,5 +176,7 @@ pub(super) fn unix(r: &mut Reader) -> Option<unix::Options> {
         256,
         1..=65536,
     );
-    Some(unix::Options { path: path?, mode, connections_max: size(connections_max), append_timeout: ms(0) })
+    let connections_max = size(connections_max);
+    let when_full = WhenFull::default();
+    Some(unix::Options { path: path?, mode, connections_max, append_timeout: ms(0), when_full })
 }

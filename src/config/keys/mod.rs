@@ -5,15 +5,16 @@
 mod inputs;
 mod ledger;
 mod outputs;
+mod routes;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::parse;
 use super::reader::{Key, Reader};
 use super::units::format_bytes;
 use super::{Agent, Config, Limits};
-use crate::buffer::{Terms, WhenFull};
+use crate::buffer::WhenFull;
 use crate::ingest::{mqtt, unix};
 use crate::{buffer, log, losses};
 
@@ -25,8 +26,16 @@ const TIB: u64 = 1 << 40;
 /// What [`memory_min`] leaves each quarter beside one event: room for a block and for the work in progress.
 const QUARTER_REST: u64 = MIB;
 
+/// The smallest buffer: below it a generation, its successor and the copy of one that is written again leave no room for
+/// events.
+const BUFFER_MIN: u64 = 4 * MIB;
+
 /// The buffer must turn over, not hold one event at a time: this many of the largest fit at least.
 const BUFFER_EVENTS_MIN: u64 = 16;
+
+/// The words of every `when_full`.
+const WHEN_FULL: [(&str, WhenFull); 3] =
+    [("block", WhenFull::Block), ("reject", WhenFull::Reject), ("drop_oldest", WhenFull::DropOldest)];
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -44,10 +53,13 @@ const fn mins(n: u64) -> Duration {
 pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let agent = agent(r, host_name);
     let mqtt = inputs::mqtt(r, &agent);
+    let mqtt_when_full = inputs::when_full(r, "mqtt.when_full");
     let unix = inputs::unix(r);
+    let unix_when_full = inputs::when_full(r, "unix.when_full");
+    let routes = routes::routes(r);
     let limits = limits(r);
     let (buffer, when_full) = buffer(r, &agent, &limits);
-    let (kafka, drain) = outputs::kafka(r, &agent, &limits);
+    let (kafka, drain) = outputs::kafka(r, &agent, &limits, &buffer);
     let redis = outputs::redis(r);
     let ledger = ledger::ledger(r);
     let log = log(r);
@@ -55,14 +67,19 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     // What waits is appended as one batch, the event included with which it came to the limit.
     let batch_bytes_max = buffer.batch_bytes_max().saturating_sub(limits.event_bytes_max);
     let pending_bytes_max = limits.quarter().min(batch_bytes_max);
-    let mqtt = mqtt.map(|mqtt| mqtt::Options { pending_bytes_max, ..mqtt });
-    let unix = unix.map(|unix| unix::Options { append_timeout: limits.append_timeout, ..unix });
-    let terms = Terms { when_full, priority: 0 };
+    let mqtt = mqtt.map(|mqtt| {
+        let when_full = mqtt_when_full.unwrap_or(when_full);
+        mqtt::Options { pending_bytes_max, when_full, ..mqtt }
+    });
+    let unix = unix.map(|unix| {
+        let when_full = unix_when_full.unwrap_or(when_full);
+        unix::Options { append_timeout: limits.append_timeout, when_full, ..unix }
+    });
     // Nobody may have made the topic that the template names for them, and what cannot be sent holds the line.
     let is_topic_sure =
         ledger.topic.is_some() || kafka.as_ref().is_none_or(|kafka| !kafka.topic.contains('{'));
     let ledger = losses::Options { announce: ledger.announce && is_topic_sure, ..ledger };
-    Config { agent, mqtt, unix, limits, buffer, terms, drain, kafka, redis, ledger, log }
+    Config { agent, mqtt, unix, routes, limits, buffer, when_full, drain, kafka, redis, ledger, log }
 }
 
 fn agent(r: &mut Reader, host_name: &str) -> Agent {
@@ -163,11 +180,12 @@ fn buffer(r: &mut Reader, agent: &Agent, limits: &Limits) -> (buffer::Options, W
     let bytes_max = r.bytes(
         Key {
             name: "buffer.max_bytes",
-            meaning: "Most bytes of disk, everything counted. At least 16 x limits.max_event_bytes.",
+            meaning: "Most bytes of disk, everything counted. At least 16 x limits.max_event_bytes; the smallest buffer of \
+                      4 MiB takes events of up to 192 KiB.",
             delivery: "How long an outage of Kafka may last before `when_full` applies.",
         },
         GIB,
-        4 * MIB..=TIB,
+        BUFFER_MIN..=TIB,
     );
     let when_full = r.one_of(
         Key {
@@ -175,10 +193,11 @@ fn buffer(r: &mut Reader, agent: &Agent, limits: &Limits) -> (buffer::Options, W
             meaning: "What happens at that limit: `block` lets producers wait, `reject` answers them at once, \
                       `drop_oldest` gives up the oldest events for new ones.",
             delivery: "With `drop_oldest` acknowledged events may be lost; each is counted in the loss ledger as \
-                       `evicted`. With the others none is; MQTT with QoS 1 or 2 waits in the broker.",
+                       `evicted`. With the others none is; MQTT with QoS 1 or 2 waits in the broker, with `reject` too. \
+                       Inputs and routes may have it otherwise.",
         },
         WhenFull::Block,
-        [("block", WhenFull::Block), ("reject", WhenFull::Reject), ("drop_oldest", WhenFull::DropOldest)],
+        WHEN_FULL,
     );
     let (free_min, age_max) = buffer_floors(r);
     let commit_interval = r.duration(
@@ -190,16 +209,15 @@ fn buffer(r: &mut Reader, agent: &Agent, limits: &Limits) -> (buffer::Options, W
         secs(0),
         secs(0)..=secs(10),
     );
-    let event_bytes_max = limits.event_bytes_max as u64;
-    let needed = BUFFER_EVENTS_MIN * event_bytes_max;
+    let needed = buffer_min(limits.event_bytes_max);
     r.relation(
         bytes_max >= needed,
         "buffer.max_bytes",
         &["limits.max_event_bytes"],
         format!(
-            "too small for limits.max_event_bytes = \"{}\"; allowed: \"{}\" or more, so that {BUFFER_EVENTS_MIN} of the \
-             largest events fit",
-            format_bytes(event_bytes_max),
+            "too small for limits.max_event_bytes = \"{}\"; allowed: \"{}\" or more, or smaller events, so that \
+             {BUFFER_EVENTS_MIN} of the largest fit and what an input appends at once always finds room",
+            format_bytes(limits.event_bytes_max as u64),
             format_bytes(needed)
         ),
     );
@@ -221,6 +239,19 @@ fn buffer(r: &mut Reader, agent: &Agent, limits: &Limits) -> (buffer::Options, W
         queue_bytes_max: limits.quarter(),
     };
     (options, when_full)
+}
+
+/// The least `buffer.max_bytes`. On disk a batch costs more than its size: a larger buffer is needed than its events
+/// alone would be, or a batch of the inputs would be refused by a buffer that is empty.
+fn buffer_min(event_bytes_max: usize) -> u64 {
+    const STEP: u64 = 64 * KIB;
+    let takes_a_batch = |bytes_max: &u64| {
+        let options = buffer::Options { bytes_max: *bytes_max, ..buffer::Options::new(Path::new("")) };
+        options.batch_bytes_max() >= unix::BATCH_BYTES + event_bytes_max
+    };
+    let events = (BUFFER_EVENTS_MIN * event_bytes_max as u64).max(BUFFER_MIN).next_multiple_of(STEP);
+    // It has grown enough long before its end: a batch costs a small multiple of its size.
+    (events..=16 * events).step_by(size(STEP)).find(takes_a_batch).unwrap_or(events)
 }
 
 fn buffer_floors(r: &mut Reader) -> (u64, Option<Duration>) {

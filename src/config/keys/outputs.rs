@@ -6,16 +6,22 @@ use super::super::parse;
 use super::super::reader::{Key, Reader};
 use super::{mins, ms, secs, size, username};
 use crate::config::{Agent, Limits, PingAfter, Redis};
-use crate::drain;
 use crate::ping::ChannelTemplate;
 use crate::secret::Secret;
 use crate::sink::{kafka, redis};
+use crate::{buffer, drain};
+
+/// What is in flight to Kafka cannot be given up for newer events, so it may be this part of the buffer at most. The
+/// largest event fits all the same: it is half of that, and a third more as a record, because 16 of them fit the
+/// buffer.
+const WINDOW_SHARE: u64 = 8;
 
 /// Kafka and the drain that feeds it.
 pub(super) fn kafka(
     r: &mut Reader,
     agent: &Agent,
     limits: &Limits,
+    buffer: &buffer::Options,
 ) -> (Option<kafka::Options>, drain::Options) {
     r.section("kafka", "Output: where the events go.");
     let brokers = r.optional_text(
@@ -39,7 +45,7 @@ pub(super) fn kafka(
         parse::kafka_topic,
         String::clone,
     );
-    let drain = drain(r, agent, limits);
+    let drain = drain(r, agent, limits, buffer);
     let timestamp = r.one_of(
         Key {
             name: "kafka.timestamp",
@@ -84,7 +90,7 @@ pub(super) fn kafka(
     (kafka, drain)
 }
 
-fn drain(r: &mut Reader, agent: &Agent, limits: &Limits) -> drain::Options {
+fn drain(r: &mut Reader, agent: &Agent, limits: &Limits, buffer: &buffer::Options) -> drain::Options {
     let delivery = r.one_of(
         Key {
             name: "kafka.delivery",
@@ -107,7 +113,7 @@ fn drain(r: &mut Reader, agent: &Agent, limits: &Limits) -> drain::Options {
     drain::Options {
         delivery,
         round_interval,
-        window_bytes_max: limits.quarter(),
+        window_bytes_max: limits.quarter().min(size(buffer.bytes_max / WINDOW_SHARE)),
         stop_grace: agent.stop_grace,
     }
 }

@@ -252,6 +252,7 @@ mod tests {
             receive_maximum: 10,
             pending_bytes_max: 1000,
             keep_alive: Duration::from_secs(60),
+            when_full: crate::buffer::WhenFull::Block,
         };
         let outbox = Arc::new(Outbox::new());
         let setup = Setup { delay: Duration::ZERO, packet_bytes_max: 1000, accept_every_release };

@@ -15,14 +15,16 @@
 //!   protocol error, reconnects, and gets it again, without end); every connection is therefore told to accept any
 //!   (`Wire::accept_every_release`), as the specification asks of a receiver.
 //! - A publish that cannot become an event (no template matches, a name is missing, too large) is acknowledged in its
-//!   turn, counted and logged once a minute per reason: it would be the same after each redelivery. Under
-//!   `when_full = "reject"` the same goes for what the full buffer refuses. (MQTT 5 could say so with reason 0x97; the
-//!   client library sends none, and no broker passes it on to the producer.)
+//!   turn, counted and logged once a minute per reason: it would be the same after each redelivery.
 //! - The session is persistent: stable client id, no clean start, no expiry. Filters are subscribed at process start
 //!   and whenever the broker has no session.
 //!
 //! # Pressure
-//! The link is read and kept alive however long the buffer takes; what is withheld is the PUBACK. MQTT 5 bounds what
+//! The link is read and kept alive however long the buffer takes; what is withheld is the PUBACK. So it is under every
+//! policy: MQTT has no way to tell a producer that the buffer is full (reason 0x97 of MQTT 5 goes to the broker, which
+//! passes it on to nobody), hence `reject` waits as `block` does, and so does `drop_oldest` while there is nothing that
+//! may be given up. Answers leave in order, so an event that waits holds up those behind it, whatever their policy;
+//! those that are in one load with it are evicted for by the highest priority among them. MQTT 5 bounds what
 //! arrives meanwhile by [`Options::receive_maximum`], a 3.1.1 broker by its own in-flight limit; neither is relied on
 //! for memory (with Mosquitto 2.0 more was seen to arrive while answers were under way). Above
 //! [`Options::pending_bytes_max`] a publish is not taken at all: it stays unacknowledged, as does every later one of
@@ -54,6 +56,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use crate::buffer::WhenFull;
 use crate::error::Class;
 use crate::ingest::Admission;
 use crate::ingest::topic::TopicTemplate;
@@ -106,6 +109,8 @@ pub struct Options {
     pub pending_bytes_max: usize,
     /// Keep-alive, from 5 s to 65,535 s; a dead link is noticed within twice this.
     pub keep_alive: Duration,
+    /// What to do with events that find no room, where no route has it otherwise.
+    pub when_full: WhenFull,
 }
 
 /// What ends the input. Lost links and broker errors do not: they are retried for ever.
@@ -141,6 +146,7 @@ impl MqttError {
 /// Cancel safe: no. Dropping it may leave events stored and unacknowledged; the broker delivers those again.
 pub async fn run(options: Options, admission: Admission, stop: CancellationToken) -> Result<(), MqttError> {
     options.check()?;
+    let admission = admission.under(options.when_full);
     match options.protocol {
         Protocol::V4 => station::serve::<v4::Client>(options, admission, stop).await,
         Protocol::V5 => station::serve::<v5::Client>(options, admission, stop).await,
@@ -222,6 +228,7 @@ mod tests {
             receive_maximum: 100,
             pending_bytes_max: 1 << 20,
             keep_alive: Duration::from_secs(30),
+            when_full: WhenFull::Block,
         }
     }
 

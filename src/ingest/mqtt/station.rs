@@ -119,8 +119,6 @@ async fn outcome(append: &mut Option<Append>) -> Stored {
 #[derive(Debug)]
 enum Stored {
     Durable(Batch),
-    /// The full buffer refuses by policy.
-    Refused(Batch),
     /// Nobody knows.
     Unknown,
     Closed,
@@ -131,14 +129,13 @@ async fn store(admission: Admission, batch: Batch, limited: Arc<Limited>) -> Sto
     let mut backoff = Backoff::new(STORE_FIRST, STORE_MAX);
     let mut batch = batch;
     loop {
-        let Refused { reason, batch: back } = match admission.append(batch, Wait::Forever).await {
+        let Refused { reason, batch: back } = match admission.append(batch, Wait::UntilTaken).await {
             Ok(appended) => return Stored::Durable(appended.batch),
             Err(refused) => refused,
         };
         batch = match (&reason, back) {
             (AppendError::Closed, _) => return Stored::Closed,
             (_, None) => return Stored::Unknown,
-            (AppendError::Full, Some(batch)) => return Stored::Refused(batch),
             (_, Some(batch)) => batch,
         };
         if let Some(suppressed) = limited.allow() {
@@ -465,16 +462,6 @@ impl<W: Wire> Station<W> {
                 self.stats().mqtt_in.add(batch.len() as u64);
                 self.settle(load, batch);
             }
-            Stored::Refused(batch) => {
-                self.stats().refused.add(batch.len() as u64);
-                if let Some(suppressed) = self.notices.refused.allow() {
-                    warn!(
-                        events = batch.len(),
-                        suppressed, "the buffer is full: events refused and acknowledged"
-                    );
-                }
-                self.settle(load, batch);
-            }
             Stored::Unknown => {
                 if let Some(suppressed) = self.notices.storage.allow() {
                     warn!(suppressed, "outcome of an append is unknown: the MQTT broker will deliver again");
@@ -602,7 +589,6 @@ struct Notices {
     invalid: Limited,
     too_large: Limited,
     qos0: Limited,
-    refused: Limited,
     skipped: Limited,
     packet: Limited,
     taken_over: Limited,
@@ -619,7 +605,6 @@ impl Notices {
             invalid: limited(),
             too_large: limited(),
             qos0: limited(),
-            refused: limited(),
             skipped: limited(),
             packet: limited(),
             taken_over: limited(),

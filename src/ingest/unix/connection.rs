@@ -2,7 +2,7 @@
 //!
 //! While appends are on their way the next lines are read and parsed, up to [`BATCH_BYTES`] and [`APPENDS_MAX`]; then
 //! reading stops and the peer's own writes block. A lone line is appended at once; in a burst all whole lines of a
-//! chunk are one batch. A turn works on one chunk at most, so no peer can keep the others waiting.
+//! chunk are one batch, or a few. A turn works on one chunk at most, so no peer can keep the others waiting.
 
 use std::future::Future;
 use std::io::ErrorKind;
@@ -23,8 +23,9 @@ use crate::event::NAME_BYTES_MAX;
 use crate::ingest::Admission;
 use crate::ingest::form::parse_event;
 
-/// Reading goes on until this much waits for its append; one chunk more may come on top.
-const BATCH_BYTES: usize = 64 * 1024;
+/// Lines are taken until this much waits for its append; the last event comes on top. A batch must not be larger than
+/// what the smallest buffer takes once it is drained, or it would be refused for ever.
+pub(crate) const BATCH_BYTES: usize = 64 * 1024;
 
 /// Most appends on their way: one being synced and the next ones collecting. With the batch that waits this bounds
 /// a connection to about half a megabyte and its line buffer.
@@ -107,9 +108,10 @@ where
     async fn read_lines(&mut self, stop: &CancellationToken) {
         let mut stopped = pin!(stop.cancelled());
         loop {
-            self.begin_append();
+            self.hand_on();
             let has_answers = !self.replies.is_empty();
-            let has_room = self.intake.batch.bytes() < BATCH_BYTES;
+            // What was read is taken then, too.
+            let has_room = self.intake.has_room();
             let stream = tokio::select! {
                 biased;
                 () = &mut stopped => Stream::Ended,
@@ -135,7 +137,7 @@ where
 
     /// Brings everything that was read to an end. Takes as long as the appends, which have a limit of their own.
     async fn settle_all(&mut self) {
-        self.begin_append();
+        self.hand_on();
         while !self.in_flight.is_empty() {
             let has_answers = !self.replies.is_empty();
             tokio::select! {
@@ -146,7 +148,7 @@ where
                     Err(_) => self.replies.discard(),
                 }
             }
-            self.begin_append();
+            self.hand_on();
         }
     }
 
@@ -167,9 +169,6 @@ where
             Ok(bytes) => {
                 self.is_quiet = false;
                 self.turn_bytes += bytes;
-                while let Some(line) = self.lines.next_line() {
-                    self.intake.take(line, &mut self.replies);
-                }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => self.rest(),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -188,8 +187,17 @@ where
         }
     }
 
-    fn begin_append(&mut self) {
-        if !self.intake.batch.is_empty() && self.in_flight.len() < APPENDS_MAX {
+    /// Takes the lines that were read and begins appends, as far as there is room for them.
+    fn hand_on(&mut self) {
+        loop {
+            while self.intake.has_room()
+                && let Some(line) = self.lines.next_line()
+            {
+                self.intake.take(line, &mut self.replies);
+            }
+            if self.intake.batch.is_empty() || self.in_flight.len() == APPENDS_MAX {
+                return;
+            }
             let next = self.spare.take().unwrap_or_default();
             let batch = mem::replace(&mut self.intake.batch, next);
             self.in_flight.push(mem::take(&mut self.intake.lines), (self.append)(batch));
@@ -259,6 +267,10 @@ struct Intake<'a> {
 }
 
 impl Intake<'_> {
+    fn has_room(&self) -> bool {
+        self.batch.bytes() < BATCH_BYTES
+    }
+
     fn take(&mut self, line: Line<'_>, replies: &mut Replies) {
         let stats = self.admission.stats();
         let (number, text) = match line {

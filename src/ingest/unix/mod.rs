@@ -34,7 +34,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::buffer::Wait;
+use crate::buffer::{Wait, WhenFull};
 use crate::error::Class;
 use crate::ingest::Admission;
 
@@ -45,6 +45,7 @@ mod listener;
 mod note;
 mod reply;
 
+pub(crate) use connection::BATCH_BYTES;
 use connection::Connection;
 pub(crate) use connection::line_bytes_max;
 pub(crate) use lines::is_blank;
@@ -62,6 +63,8 @@ pub struct Options {
     pub connections_max: usize,
     /// Longest wait of one event for the buffer before the producer gets `buffer_full` or `timeout`.
     pub append_timeout: Duration,
+    /// What to do with events that find no room, where no route has it otherwise.
+    pub when_full: WhenFull,
 }
 
 /// Why the socket cannot be served. Peers never cause one of these.
@@ -154,7 +157,7 @@ pub async fn run(
     })?;
     tracing::info!(path = %options.path.display(), inherited, "listening on the Unix socket");
     let mut door = Door { socket, pause: Backoff::new(ACCEPT_PAUSE.0, ACCEPT_PAUSE.1), closed_until: None };
-    let admission = Arc::new(admission);
+    let admission = Arc::new(admission.under(options.when_full));
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -241,10 +244,16 @@ impl Door {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buffer::{Buffer, Run, Terms, WriterThread};
+    use crate::buffer::{Buffer, Run, WriterThread};
     use crate::event::{EventId, Seq};
+    use crate::ingest::route::Routes;
     use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
     use tokio::net::UnixStream;
+
+    fn options(path: &std::path::Path, append_timeout: Duration) -> Options {
+        let when_full = WhenFull::Block;
+        Options { path: path.to_owned(), mode: 0o600, connections_max: 2, append_timeout, when_full }
+    }
 
     fn buffer(dir: &std::path::Path) -> (Buffer, WriterThread) {
         let options = crate::buffer::Options::new(dir);
@@ -255,13 +264,12 @@ mod tests {
     async fn one_connection_too_many_is_told_so_and_the_others_stay() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.sock");
-        let append_timeout = Duration::from_secs(1);
-        let options = Options { path: path.clone(), mode: 0o600, connections_max: 2, append_timeout };
+        let options = options(&path, Duration::from_secs(1));
         let listener = bind(&options).unwrap();
         let stats = Arc::<crate::stats::Stats>::default();
         let (buffer, writer) = buffer(dir.path());
         let admission =
-            Admission::new(buffer.clone(), 1000, Terms::default(), Arc::default(), Arc::clone(&stats), None);
+            Admission::new(buffer.clone(), 1000, Routes::default(), Arc::default(), Arc::clone(&stats), None);
         let stop = CancellationToken::new();
         let peers = async {
             let mut text = String::new();
@@ -302,12 +310,11 @@ mod tests {
         const EVENTS: u64 = 20_000;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.sock");
-        let append_timeout = Duration::from_secs(20);
-        let options = Options { path: path.clone(), mode: 0o600, connections_max: 2, append_timeout };
+        let options = options(&path, Duration::from_secs(20));
         let listener = bind(&options).unwrap();
         let (buffer, writer) = buffer(dir.path());
         let admission =
-            Admission::new(buffer.clone(), 1000, Terms::default(), Arc::default(), Arc::default(), None);
+            Admission::new(buffer.clone(), 1000, Routes::default(), Arc::default(), Arc::default(), None);
         let stop = CancellationToken::new();
         let peer = async {
             let (answers, mut out) = UnixStream::connect(&path).await.unwrap().into_split();

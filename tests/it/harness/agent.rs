@@ -379,6 +379,17 @@ impl Agent {
         bytes_below(&self.data_dir())
     }
 
+    /// What the loss ledger says of a reason: the number of events, and the positions, first and last of each range.
+    #[track_caller]
+    pub(crate) fn lost(&self, reason: &str) -> (u64, Vec<(u64, u64)>) {
+        let Ok(text) = std::fs::read(self.data_dir().join("LEDGER")) else { return (0, Vec::new()) };
+        let ledger: Value = serde_json::from_slice(&text).expect("the ledger is JSON");
+        let entry = &ledger["entries"][reason];
+        let range = |range: &Value| (range[0].as_u64().expect("a seq"), range[1].as_u64().expect("a seq"));
+        let ranges = entry["ranges"].as_array().map(|ranges| ranges.iter().map(range).collect());
+        (entry["events"].as_u64().unwrap_or(0), ranges.unwrap_or_default())
+    }
+
     /// Resident memory of the running process (with a runner, of the runner) in KiB.
     #[track_caller]
     pub(crate) fn rss_kb(&self) -> u64 {

@@ -371,6 +371,23 @@ pub(crate) fn assert_whole_and_in_order(stored: &[Stored], acked: &BTreeMap<Stri
     }
 }
 
+/// What the ledger says was evicted is what is missing in Kafka of the first `total` positions, to the event; every
+/// source's events are there in order. Answers how many those are.
+#[track_caller]
+pub(crate) fn assert_missing_is_evicted(agent: &super::agent::Agent, stored: &[Stored], total: u64) -> u64 {
+    let found: BTreeSet<u64> = stored.iter().map(|event| event.position.1).collect();
+    let missing: BTreeSet<u64> = (1..=total).filter(|seq| !found.contains(seq)).collect();
+    let (events, ranges) = agent.lost("evicted");
+    let evicted: BTreeSet<u64> = ranges.iter().flat_map(|&(first, last)| first..=last).collect();
+    assert_eq!(evicted, missing, "evicted {ranges:?}");
+    assert_eq!(events, missing.len() as u64, "evicted {ranges:?}");
+    assert_eq!(found.len() as u64 + events, total);
+    for (source, numbers) in first_occurrences(stored) {
+        assert!(numbers.is_sorted(), "{source} is out of order");
+    }
+    events
+}
+
 /// No event is there twice, whatever its position.
 #[track_caller]
 pub(crate) fn assert_no_duplicates(stored: &[Stored]) {

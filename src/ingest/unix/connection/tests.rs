@@ -86,7 +86,7 @@ impl Place {
         Admission::new(
             self.buffer.clone(),
             EVENT_BYTES_MAX,
-            crate::buffer::Terms::default(),
+            crate::ingest::route::Routes::default(),
             Arc::default(),
             Arc::default(),
             None,
@@ -175,7 +175,7 @@ async fn reading_goes_on_while_appends_wait_and_stops_at_the_bound() {
     })
     .await;
     assert!(sent < 2 << 20, "{sent} bytes were taken while the buffer took nothing");
-    assert!(store.batch_bytes_max.get() <= BATCH_BYTES + CHUNK_BYTES + EVENT_BYTES_MAX);
+    assert!(store.batch_bytes_max.get() <= BATCH_BYTES + EVENT_BYTES_MAX);
 }
 
 #[tokio::test]
