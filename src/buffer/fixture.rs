@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::generations::{Generations, Limits};
 use super::identity::{HighWater, Identity};
 use super::ledger::{Ledger, Reason};
+use super::model::copy;
 use super::reserve::Reserve;
 use super::run::Run;
 use super::sled::SledShelf;
@@ -72,18 +73,6 @@ fn write(dir: &Path) {
     third.count(Reason::TooLarge, 2);
     third.put(&batch(51, 10, Terms::default())).unwrap();
     third.close().unwrap();
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 #[test]

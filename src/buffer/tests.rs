@@ -36,20 +36,25 @@ fn batch_of(terms: Terms, from: u64, count: u64, payload: &str) -> Batch {
     let mut batch = Batch::new();
     batch.set_terms(terms);
     for n in from..from + count {
-        let id = n.to_string();
-        let received = Stamp { wall_us: 1, boot_us: 2, clock_trusted: true };
-        let event = Event {
-            id: EventId::Given(&id),
-            kind: "reading",
-            source_type: "meter",
-            source_id: "m-1",
-            timestamp: None,
-            received,
-            payload: Payload::Json(payload),
-        };
-        batch.push(&event, usize::MAX).unwrap();
+        push(&mut batch, n, RECEIVED, payload);
     }
     batch
+}
+
+const RECEIVED: Stamp = Stamp { wall_us: 1, boot_us: 2, clock_trusted: true };
+
+fn push(batch: &mut Batch, id: u64, received: Stamp, payload: &str) {
+    let id = id.to_string();
+    let event = Event {
+        id: EventId::Given(&id),
+        kind: "reading",
+        source_type: "meter",
+        source_id: "m-1",
+        timestamp: None,
+        received,
+        payload: Payload::Json(payload),
+    };
+    batch.push(&event, usize::MAX).unwrap();
 }
 
 async fn read_ids(buffer: &Buffer, mut after: Seq) -> Vec<u64> {
@@ -517,18 +522,7 @@ async fn append_large(buffer: &Buffer, terms: Terms, from: u64, count: u64) {
     for n in from..from + count {
         let mut large = Batch::new();
         large.set_terms(terms);
-        let (id, payload) = (n.to_string(), noise(n, 100_000));
-        let received = Stamp { wall_us: 1, boot_us: 2, clock_trusted: true };
-        let event = Event {
-            id: EventId::Given(&id),
-            kind: "reading",
-            source_type: "meter",
-            source_id: "m-1",
-            timestamp: None,
-            received,
-            payload: Payload::Json(&payload),
-        };
-        large.push(&event, usize::MAX).unwrap();
+        push(&mut large, n, RECEIVED, &noise(n, 100_000));
         buffer.append(large, Wait::AtMost(Duration::from_secs(20))).await.unwrap();
     }
 }
@@ -645,17 +639,7 @@ async fn the_floor_of_free_space_counts_as_full() {
 /// One event, received at these times of the boot `boot`.
 fn aged(id: u64, received: Stamp) -> Batch {
     let mut batch = Batch::new();
-    let id = id.to_string();
-    let event = Event {
-        id: EventId::Given(&id),
-        kind: "reading",
-        source_type: "meter",
-        source_id: "m-1",
-        timestamp: None,
-        received,
-        payload: Payload::Json("1"),
-    };
-    batch.push(&event, usize::MAX).unwrap();
+    push(&mut batch, id, received, "1");
     batch
 }
 
