@@ -18,7 +18,7 @@ use crate::event::Seq;
 const FORMAT: u32 = 1;
 
 /// Most ranges that a reason keeps apart; beyond it the two oldest neighbours become one that spans both.
-const RANGES_MAX: usize = 256;
+pub(super) const RANGES_MAX: usize = 256;
 
 /// Why an event did not reach Kafka.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

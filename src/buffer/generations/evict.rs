@@ -175,9 +175,11 @@ impl<H: Shelf> Generations<H> {
         }
         self.row.insert(from, Sealed { listed, disk_bytes: 0, note: Some(note), newest: None });
         self.finish_replacement()?;
-        if let Some(reason) = reason {
+        self.given_up += events;
+        if let Some((reason, suppressed)) = reason.and_then(|reason| Some((reason, self.given_up_log.allow()?))) {
             tracing::warn!(
-                events,
+                events = std::mem::take(&mut self.given_up),
+                suppressed,
                 first = plan.given_up.first().map(|range| range.0.0),
                 last = plan.given_up.last().map(|range| range.1.0),
                 "events were given up ({}) and counted in the loss ledger",

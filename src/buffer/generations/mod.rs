@@ -35,6 +35,7 @@ use super::ledger::{Entries, Ledger, Reason};
 use super::reserve::Reserve;
 use super::store::{Listed, Shelf, Store, StoreError};
 use crate::event::Seq;
+use crate::log::Limited;
 use keys::{CURSOR_KEY, block_key, key_seq};
 
 pub(in crate::buffer) use index::Index;
@@ -61,6 +62,9 @@ const DRAINED_BYTES_MAX: u64 = 1024 * 1024;
 /// A drained newest generation larger than this gives its disk back also while there is room: after an outage the disk
 /// is soon as it was before.
 const SLACK_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Shortest time between two lines about events that were given up.
+const GIVEN_UP_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Time between two tries to write the ledger to a disk that refuses.
 const LEDGER_RETRY: Duration = Duration::from_secs(10);
@@ -194,6 +198,9 @@ pub(super) struct Generations<H: Shelf> {
     must_jump: bool,
     /// A half-made generation that could not be deleted: it goes before anything else is written.
     leftover: Option<Seq>,
+    /// Given up and not yet told in the log.
+    given_up: u64,
+    given_up_log: Limited,
     /// The ledger could not be written: when that is tried again.
     ledger_retry: Option<Instant>,
 }
@@ -237,6 +244,8 @@ impl<H: Shelf> Generations<H> {
             handed: Seq(0),
             must_jump: false,
             leftover: None,
+            given_up: 0,
+            given_up_log: Limited::new(GIVEN_UP_LOG_INTERVAL),
             ledger_retry: None,
         };
         this.recover()?;

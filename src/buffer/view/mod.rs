@@ -20,7 +20,7 @@ use thiserror::Error;
 use super::OpenError;
 use super::generations::{Age, Index};
 use super::identity::{self, HighWater, LogName};
-use super::ledger::{self, Entries};
+use super::ledger::{self, Entries, RANGES_MAX};
 use super::probe::{self, Owner};
 use super::sled::BLOCKS;
 use crate::event::{Seq, Stamp};
@@ -190,6 +190,12 @@ impl View {
         }
         self.durable = last.max(self.cursor);
         self.acknowledged = self.acknowledged.max(self.durable);
+    }
+
+    /// Whether [`Self::waiting`] is exact: with more ranges than the ledger keeps apart there are more events than that.
+    pub fn is_waiting_exact(&self) -> bool {
+        let mut lost = self.ledger.iter().flatten().filter(|(reason, _)| reason.is_acknowledged());
+        lost.all(|(_, entry)| entry.ranges.len() < RANGES_MAX)
     }
 
     /// Number of events that wait: positions behind the cursor, less those that are known to be none any more.

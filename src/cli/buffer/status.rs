@@ -48,6 +48,8 @@ struct Status {
     log: Option<String>,
     epoch: u32,
     events: u64,
+    /// Whether that is all: the ledger keeps so many ranges apart and then counts too much as gone.
+    events_exact: bool,
     cursor: u64,
     durable: u64,
     /// Last acknowledged event; above `durable` when the end of the buffer is missing.
@@ -131,6 +133,7 @@ impl Status {
             log: name.map(|name| name.log.to_string()),
             epoch: view.epoch,
             events: if oldest.is_some() { view.waiting().max(1) } else { 0 },
+            events_exact: oldest.is_none() || view.is_waiting_exact(),
             cursor: view.cursor.0,
             durable: view.durable.0,
             acknowledged: view.acknowledged.0,
@@ -158,7 +161,8 @@ impl Status {
         };
         line("buffer", &self.dir);
         line("agent", &self.agent_text());
-        line("waiting", &text::count(self.events, "event"));
+        let at_least = if self.events_exact { "" } else { "at least " };
+        line("waiting", &format!("{at_least}{}", text::count(self.events, "event")));
         if let Some(oldest) = &self.oldest {
             line("oldest", &oldest.text());
         }
