@@ -176,7 +176,9 @@ impl<H: Shelf> Generations<H> {
         self.row.insert(from, Sealed { listed, disk_bytes: 0, note: Some(note), newest: None });
         self.finish_replacement()?;
         self.given_up += events;
-        if let Some((reason, suppressed)) = reason.and_then(|reason| Some((reason, self.given_up_log.allow()?))) {
+        if let Some((reason, suppressed)) =
+            reason.and_then(|reason| Some((reason, self.given_up_log.allow()?)))
+        {
             tracing::warn!(
                 events = std::mem::take(&mut self.given_up),
                 suppressed,
