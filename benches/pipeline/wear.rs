@@ -1,10 +1,12 @@
 //! What `buffer.commit_interval` does to flash and to the wait for an acknowledgement: a steady trickle of single events,
 //! each acknowledged, on a file system of its own (ext4 on a loop device), whose device counters are read. Needs root.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead, BufReader, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::process::Agent;
@@ -70,10 +72,11 @@ fn measure(arguments: &Arguments, interval: &str) -> Vec<Row> {
     let agent = Agent::new(arguments, &toml).with_data_dir(&disk.place.join("data"));
     let process = agent.start(&["ready"]);
     let mut stream = UnixStream::connect(agent.socket()).unwrap();
-    let mut replies = BufReader::new(stream.try_clone().unwrap());
+    let replies = stream.try_clone().unwrap();
+    let (sent, times) = mpsc::channel::<Instant>();
+    let reader = std::thread::spawn(move || waits(BufReader::new(replies), &times));
     let (before, start) = (disk.written(), Instant::now());
     let events = u32::try_from(arguments.pace.as_secs()).unwrap() * RATE;
-    let mut waits = Vec::new();
     for n in 0..events {
         let due = start + Duration::from_secs(1) / RATE * n;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -83,11 +86,12 @@ fn measure(arguments: &Arguments, interval: &str) -> Vec<Row> {
             source_id(n),
             payload(n)
         );
-        let sent = Instant::now();
+        sent.send(Instant::now()).unwrap();
         stream.write_all(line.as_bytes()).unwrap();
-        replies.read_line(&mut String::new()).unwrap();
-        waits.push(sent.elapsed().as_secs_f64() * 1e3);
     }
+    stream.shutdown(Shutdown::Write).unwrap();
+    let waits = reader.join().unwrap();
+    assert_eq!(waits.len(), events as usize);
     let (elapsed, written) = (start.elapsed().as_secs_f64(), disk.written() - before);
     process.terminate();
     let per_event = written as f64 / f64::from(events);
@@ -97,4 +101,18 @@ fn measure(arguments: &Arguments, interval: &str) -> Vec<Row> {
         Row::single(name("acknowledged after, p50"), "ms", median(waits.into_iter()), Target::None),
         Row::single(name("events a second"), "events/s", f64::from(events) / elapsed, Target::None),
     ]
+}
+
+/// How long each event waited for its acknowledgement, in milliseconds.
+fn waits(replies: impl BufRead, times: &mpsc::Receiver<Instant>) -> Vec<f64> {
+    let mut waits = Vec::new();
+    for line in replies.lines() {
+        let line = line.unwrap();
+        let count = line.strip_prefix("{\"ack\":").and_then(|rest| rest.trim_end_matches('}').parse().ok());
+        let count: usize = count.unwrap_or_else(|| panic!("{line}"));
+        while waits.len() < count {
+            waits.push(times.recv().unwrap().elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    waits
 }

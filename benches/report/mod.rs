@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
 
 pub(crate) const USAGE: &str = "\
 Side by side figures, printed and never asserted. Options behind `--`:
-  PART...          append, socket, mqtt, memory, bounds, wear; default: all of them
+  PART...          append, socket, mqtt, memory; default: these. On demand: bounds, wear
   --events N       scale, default 1000000 (socket: N, backlog: 2 N, MQTT drain: N / 5, append: N / 2, bounds: 5 N)
   --rounds N       rounds of each comparison, default 3; the median counts
   --seconds N      length of the steady MQTT run and of the idle run, default 30
@@ -66,9 +66,10 @@ impl Arguments {
         arguments
     }
 
-    /// Whether `part` was asked for.
+    /// Whether `part` was asked for; the long ones only by name.
     pub(crate) fn wants(&self, part: &str) -> bool {
-        self.parts.is_empty() || self.parts.iter().any(|wanted| wanted == part)
+        let is_long = matches!(part, "bounds" | "wear");
+        (self.parts.is_empty() && !is_long) || self.parts.iter().any(|wanted| wanted == part)
     }
 }
 

@@ -22,8 +22,9 @@ const OUTAGE: Duration = Duration::from_secs(2);
 /// length.
 const MEMORY_SLACK_KIB: u64 = 2 << 10;
 
-/// A generation more or less: looks differ by all of the last outage's, their middles by some hundred KiB.
-const DISK_SLACK: u64 = 2 << 20;
+/// What a drained newest generation may keep is up to 8 MiB, so looks differ by as much and their middles by up to half of
+/// it. Generations that were never deleted would fill the quota of 16 MiB in the first minute.
+const DISK_SLACK: u64 = 4 << 20;
 
 /// The middle of each half of the looks: single peaks depend on the moment.
 fn halves(looks: &[u64]) -> (u64, u64) {
