@@ -55,7 +55,7 @@ fuzz: ## Each fuzz target for FUZZ_SECONDS (60), on the nightly toolchain
 .PHONY: coverage
 coverage: ## Line coverage of all tests, the agent's own process included, into target/coverage
 	@cargo tarpaulin --version >/dev/null 2>&1 || { echo 'cargo-tarpaulin is missing: cargo install cargo-tarpaulin --locked' >&2; exit 69; }
-	$(SERVICES) run -- cargo tarpaulin --locked --engine llvm --follow-exec --skip-clean --target-dir target/coverage/build --output-dir target/coverage --out html --out stdout $(ARGS)
+	$(SERVICES) run -- cargo tarpaulin --locked --engine llvm --follow-exec --skip-clean --timeout 1800 --target-dir target/coverage/build --output-dir target/coverage --out html --out stdout $(ARGS)
 
 .PHONY: services-up
 services-up: ## Kafka, Redis and Mosquitto that stay; then: eval "$(deploy/services env)" and cargo test
