@@ -113,6 +113,8 @@ fn field(status: &str, name: &str) -> Option<u64> {
 /// An agent's folder and configuration; started once or several times.
 pub(crate) struct Agent {
     home: TempDir,
+    /// Of the socket: its path has 107 bytes at most, and the target folder's may be longer.
+    sockets: TempDir,
     binary: String,
 }
 
@@ -121,7 +123,8 @@ impl Agent {
     pub(crate) fn new(arguments: &Arguments, toml: &str) -> Self {
         let home = tempfile::Builder::new().prefix("fp").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let binary = arguments.binary.clone().unwrap_or_else(|| env!("CARGO_BIN_EXE_fieldpost").to_owned());
-        let agent = Self { home, binary };
+        let sockets = tempfile::tempdir().unwrap();
+        let agent = Self { home, sockets, binary };
         let redis = if arguments.has_redis {
             format!("[redis]\nurl = \"{}\"\n", service("REDIS"))
         } else {
@@ -148,8 +151,7 @@ impl Agent {
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        // Short: the path of a socket has 107 bytes at most.
-        std::env::temp_dir().join(format!("{}.sock", self.home.path().file_name().unwrap().display()))
+        self.sockets.path().join("agent.sock")
     }
 
     pub(crate) fn log(&self) -> String {
