@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::buffer::{self, Buffer, Run, WriterThread};
 use crate::cli::exit;
 use crate::config::{Config, ConfigErrors, PingAfter, Redis};
-use crate::drain::Drain;
+use crate::drain::{Drain, DrainError};
 use crate::ingest::{Admission, mqtt, unix};
 use crate::losses::Losses;
 use crate::ping::Pings;
@@ -72,6 +72,10 @@ pub enum AgentError {
         /// Its error, or that it panicked.
         reason: String,
     },
+    /// Another agent has this one's name. By the exit code the service manager does not start it again: the two would
+    /// take the name from each other for ever.
+    #[error("{0}")]
+    Twin(DrainError),
     /// The buffer did not close in order.
     #[error(transparent)]
     Close(#[from] buffer::CloseError),
@@ -89,10 +93,14 @@ pub enum AgentError {
 }
 
 impl AgentError {
+    fn stage(stage: &'static str, reason: &dyn std::fmt::Display) -> Self {
+        Self::Stage { stage, reason: reason.to_string() }
+    }
+
     /// The exit code, by sysexits.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config(_) | Self::Producer(_) => exit::CONFIG,
+            Self::Config(_) | Self::Producer(_) | Self::Twin(_) => exit::CONFIG,
             Self::Socket(_) | Self::Buffer(_) | Self::Close(_) => exit::STORAGE,
             Self::System(_) | Self::Forced | Self::ClockSetBack { .. } => exit::TEMPORARY,
             Self::Stage { .. } => exit::BUG,
@@ -113,7 +121,7 @@ pub struct Agent {
 }
 
 /// Stages with their names; how one ended is its value.
-type Stages = JoinSet<(&'static str, Result<(), String>)>;
+type Stages = JoinSet<(&'static str, Result<(), AgentError>)>;
 
 /// The stages of one step of the stop, and the token that ends them.
 #[derive(Debug, Default)]
@@ -300,7 +308,7 @@ impl Running {
                 Some(ended) = self.heartbeat.join_next() => return End::Failure(failure(ended)),
                 ended = &mut *writer => {
                     let reason = ended.map_or_else(|e| e.to_string(), |()| "closed".into());
-                    return End::Failure(AgentError::Stage { stage: BUFFER, reason });
+                    return End::Failure(AgentError::stage(BUFFER, &reason));
                 }
                 _ = look.tick() => {
                     if let Some(seconds) = clock.look() {
@@ -408,7 +416,13 @@ fn spawn_drain(
         .with_loss_topic(config.ledger.topic.as_deref());
     let stage = Drain::new(buffer.clone(), producer, config.drain, formatter, Arc::clone(stats), pings);
     let stop = drain.stop.clone();
-    drain.stages.spawn(async move { ("drain", stage.run(stop).await.map_err(|e| e.to_string())) });
+    drain.stages.spawn(async move {
+        let ended = stage.run(stop).await.map_err(|error| match error {
+            DrainError::Fenced(_) => AgentError::Twin(error),
+            other => AgentError::stage("drain", &other),
+        });
+        ("drain", ended)
+    });
 }
 
 fn spawn_losses(config: &Config, buffer: &Buffer, stats: &Arc<Stats>) -> Step {
@@ -432,13 +446,15 @@ fn spawn_inputs(
     if let Some(options) = mqtt {
         let (admission, stop) = (admission.clone(), inputs.stop.clone());
         inputs.stages.spawn(async move {
-            ("mqtt input", mqtt::run(options, admission, stop).await.map_err(|e| e.to_string()))
+            let ended = mqtt::run(options, admission, stop).await;
+            ("mqtt input", ended.map_err(|error| AgentError::stage("mqtt input", &error)))
         });
     }
     if let Some((options, listener)) = unix {
         let (admission, stop) = (admission.clone(), inputs.stop.clone());
         inputs.stages.spawn(async move {
-            ("unix input", unix::run(options, listener, admission, stop).await.map_err(|e| e.to_string()))
+            let ended = unix::run(options, listener, admission, stop).await;
+            ("unix input", ended.map_err(|error| AgentError::stage("unix input", &error)))
         });
     }
 }
@@ -457,12 +473,11 @@ fn spawn_heartbeat(stages: &mut Stages, every: Duration, notifier: Arc<Notifier>
     });
 }
 
-fn failure(ended: Result<(&'static str, Result<(), String>), JoinError>) -> AgentError {
+fn failure(ended: Result<(&'static str, Result<(), AgentError>), JoinError>) -> AgentError {
     match ended {
-        Ok((stage, result)) => {
-            AgentError::Stage { stage, reason: result.err().unwrap_or_else(|| "without a reason".into()) }
-        }
-        Err(error) => AgentError::Stage { stage: "a stage", reason: error.to_string() },
+        Ok((_, Err(error))) => error,
+        Ok((stage, Ok(()))) => AgentError::stage(stage, &"without a reason"),
+        Err(error) => AgentError::stage("a stage", &error),
     }
 }
 

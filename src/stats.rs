@@ -148,6 +148,8 @@ pub struct Stats {
     pub kafka_lost: Watched,
     /// When the oldest event that Kafka has not confirmed was taken, microseconds since boot.
     pub oldest_boot_us: Gauge,
+    /// Transactions that Kafka committed.
+    pub kafka_transactions: Counter,
     /// Times that the drain had to go back and send again.
     pub kafka_rewinds: Counter,
     /// Pings handed to Redis and answered.

@@ -66,6 +66,23 @@ impl Topic {
         wait_for("the records are in Kafka", pause, || (self.count() >= count).then(Instant::now))
     }
 
+    /// When the agent's cursor, committed with the events under `group`, stood behind the event `seq`.
+    pub(crate) fn wait_cursor(&self, group: &str, seq: u64, pause: Duration) -> Instant {
+        use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", service("KAFKA"))
+            .set("group.id", group)
+            .create()
+            .unwrap();
+        let wanted = Offset::Offset(i64::try_from(seq + 1).unwrap());
+        wait_for("the cursor is committed", pause, || {
+            let mut asked = TopicPartitionList::new();
+            asked.add_partition(&self.name, 0);
+            let found = consumer.committed_offsets(asked, PATIENCE).ok()?;
+            (found.elements().first()?.offset() == wanted).then(Instant::now)
+        })
+    }
+
     /// Reads it from now on.
     pub(crate) fn follow(&self) -> BaseConsumer {
         use rdkafka::topic_partition_list::{Offset, TopicPartitionList};

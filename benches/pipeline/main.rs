@@ -14,6 +14,7 @@
 )]
 
 mod bounds;
+mod delivery;
 mod kafka;
 mod memory;
 mod mqtt;
@@ -40,6 +41,9 @@ fn main() {
     }
     if arguments.wants("mqtt") {
         rows.extend(mqtt::run(&arguments));
+    }
+    if arguments.wants("delivery") {
+        rows.extend(delivery::run(&arguments));
     }
     if arguments.wants("memory") {
         rows.extend(memory::run(&arguments));

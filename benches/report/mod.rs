@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
 
 pub(crate) const USAGE: &str = "\
 Side by side figures, printed and never asserted. Options behind `--`:
-  PART...          append, socket, mqtt, memory; default: these. On demand: bounds, wear
+  PART...          append, socket, delivery, mqtt, memory; default: these. On demand: bounds, wear
   --events N       scale, default 1000000 (socket: N, backlog: 2 N, MQTT drain: N / 5, append: N / 2, bounds: 5 N)
   --rounds N       rounds of each comparison, default 3; the median counts
   --seconds N      length of the steady MQTT run and of the idle run, default 30
@@ -57,7 +57,7 @@ impl Arguments {
                 "--binary" => {
                     arguments.binary = Some(words.next().unwrap_or_else(|| misused("--binary PATH")));
                 }
-                part @ ("append" | "socket" | "mqtt" | "memory" | "bounds" | "wear") => {
+                part @ ("append" | "socket" | "delivery" | "mqtt" | "memory" | "bounds" | "wear") => {
                     arguments.parts.push(part.to_owned())
                 }
                 other => misused(other),

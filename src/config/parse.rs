@@ -141,6 +141,14 @@ pub(super) fn kafka_topic(text: &str) -> Result<String, String> {
     length(text, 249).map(str::to_owned)
 }
 
+/// A Kafka topic without placeholders.
+pub(super) fn kafka_topic_fixed(text: &str) -> Result<String, String> {
+    if text.contains(['{', '}']) {
+        return Err("no placeholder is allowed here".to_owned());
+    }
+    kafka_topic(text)
+}
+
 /// A socket's path: the kernel keeps 108 bytes for it, the last one zero.
 pub(super) fn socket_path(text: &str) -> Result<std::path::PathBuf, String> {
     length(text, 107).map(std::path::PathBuf::from)
@@ -198,7 +206,8 @@ pub(super) fn property_refused(name: &str) -> Option<String> {
         "queue.buffering.max.messages" | "queue.buffering.max.kbytes" => "it follows from limits.memory",
         "message.max.bytes" => "it follows from limits.max_event_bytes",
         "compression.codec" | "compression.type" => "set kafka.compression",
-        "transactional.id" => "fieldpost does not use transactions",
+        "transactional.id" => "it follows from agent.id, with kafka.delivery = \"exactly_once\"",
+        "transaction.timeout.ms" => "set kafka.transaction_timeout",
         "sasl.password" => {
             "it is a secret: give kafka.sasl_password_file or set the variable FIELDPOST_KAFKA__SASL_PASSWORD"
         }

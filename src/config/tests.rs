@@ -296,6 +296,11 @@ delivery = "at_most_once"
 timestamp = "event"
 compression = "zstd"
 round_interval = "1ms"
+transaction_interval = "50ms"
+transaction_bytes = "1 MiB"
+transaction_events = 500
+transaction_timeout = "60s"
+cursor_topic = "cursors"
 sasl_password_file = "kafka-secret"
 ssl_key_password_file = "kafka-secret"
 
@@ -362,6 +367,12 @@ fn a_full_file_sets_everything() {
     assert_eq!(config.buffer.bytes_max, 500_000_000_000);
     assert_eq!(config.buffer.queue_bytes_max, 16 << 20);
     assert_eq!(config.drain.delivery, drain::Delivery::AtMostOnce);
+    let transaction = config.drain.transaction;
+    assert_eq!(
+        (transaction.interval, transaction.timeout),
+        (Duration::from_millis(50), Duration::from_secs(60))
+    );
+    assert_eq!((transaction.bytes_max, transaction.events_max), (1 << 20, 500));
     let kafka = config.kafka.unwrap();
     let properties: BTreeSet<_> =
         kafka.properties.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -498,8 +509,24 @@ const BAD_VALUES: &[(&str, &str)] = &[
         "fieldpost.toml:2: kafka.topic = \"a b\": ` ` is not allowed; allowed: 1 to 249 characters of A-Z a-z 0-9 . _ - and {source_type}",
     ),
     (
-        "[kafka]\ndelivery = \"exactly_once\"",
-        "fieldpost.toml:2: kafka.delivery = \"exactly_once\": not known; allowed: at_least_once, at_most_once",
+        "[kafka]\ndelivery = \"exactly once\"",
+        "fieldpost.toml:2: kafka.delivery = \"exactly once\": not known; allowed: at_least_once, exactly_once, at_most_once",
+    ),
+    (
+        "[kafka]\ndelivery = \"exactly_once\"\ntopic = \"a.{source_type}\"",
+        "fieldpost.toml:3: kafka.cursor_topic is required with exactly_once when kafka.topic has a placeholder: name a topic that exists",
+    ),
+    (
+        "[kafka]\ncursor_topic = \"a.{source_type}\"",
+        "fieldpost.toml:2: kafka.cursor_topic = \"a.{source_type}\": no placeholder is allowed here; allowed: 1 to 249 characters of A-Z a-z 0-9 . _ -",
+    ),
+    (
+        "[kafka]\ntransaction_timeout = \"5s\"",
+        "fieldpost.toml:2: kafka.transaction_timeout = \"5s\": too small; allowed: 10s to 15m",
+    ),
+    (
+        "[kafka]\nproperties = { \"transactional.id\" = \"x\" }",
+        "fieldpost.toml:2: kafka.properties.\"transactional.id\" is not allowed here: it follows from agent.id, with kafka.delivery = \"exactly_once\"",
     ),
     (
         "[kafka]\nproperties = 1",

@@ -1,7 +1,7 @@
 //! From the buffer to Kafka: reads in order, hands over a bounded window, commits what was confirmed.
 //!
 //! The drain works in rounds: everything that became durable since the last one goes out together, then it waits
-//! for the next round, or, when there is nothing to do, for news. It is in one of three states:
+//! for the next round, or, when there is nothing to do, for news. It is in one of these states:
 //!
 //! ```text
 //! Flowing ──a record is refused or the producer breaks──> Settling ──everything in flight is reported──> Waiting
@@ -12,6 +12,10 @@
 //! At least once: the cursor is the last event up to which Kafka confirmed everything; it is committed to the buffer
 //! at most every 100 ms. At most once: the cursor is durable before an event is sent, and what Kafka
 //! refuses is counted and not sent again.
+//!
+//! Exactly once: what goes out belongs to a transaction ([`transaction`]), and the cursor is committed to Kafka with
+//! it. Its steps are a fourth state, `Stepping`: entered at the start, when a transaction is due and all of it is
+//! confirmed, and behind `Settling` to abort it.
 
 use std::time::Duration;
 
@@ -20,6 +24,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+mod exactly_once;
+mod transaction;
 mod window;
 
 #[cfg(test)]
@@ -32,8 +38,11 @@ use crate::event::Seq;
 use crate::log::Limited;
 use crate::ping::Pings;
 use crate::sink::record::Formatter;
-use crate::sink::{Outcome, Producer, ProducerError, Report, SendError};
+use crate::sink::transaction::Step;
+use crate::sink::{Fatal, Outcome, Producer, ProducerError, Report, SendError};
 use crate::stats::{LinkState, Stats};
+pub use transaction::Limits as TransactionLimits;
+use transaction::Transaction;
 use window::Window;
 
 /// Shortest time between two commits of the cursor: what is sent again after a kill, against writes to flash.
@@ -64,6 +73,8 @@ const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 pub enum Delivery {
     /// Removed after Kafka confirmed it: duplicates after a kill, never a loss.
     AtLeastOnce,
+    /// Removed after it was committed in one transaction with the cursor: neither, for `read_committed` consumers.
+    ExactlyOnce,
     /// Removed before it is sent: losses after a kill, never a duplicate.
     AtMostOnce,
 }
@@ -77,6 +88,8 @@ pub struct Options {
     pub round_interval: Duration,
     /// Most bytes of memory for records in flight ([`Record::memory`](crate::sink::Record::memory)).
     pub window_bytes_max: usize,
+    /// For exactly once.
+    pub transaction: TransactionLimits,
     /// How long it may go on after the stop: half of it sending, all of it waiting for confirmations.
     pub stop_grace: Duration,
 }
@@ -91,6 +104,13 @@ pub enum DrainError {
     /// The producer cannot be made again.
     #[error(transparent)]
     Producer(#[from] ProducerError),
+    /// Two agents with one name: the other one has taken the transactional id over. A human is needed, or they take it
+    /// from each other for ever.
+    #[error(
+        "another agent with the same agent.id has taken over ({0}); give each gateway its own agent.id, or stop the \
+         other one and start this one again: what is buffered here stays"
+    )]
+    Fenced(String),
 }
 
 impl DrainError {
@@ -105,6 +125,8 @@ enum State {
     Flowing,
     Settling,
     Waiting(Instant),
+    /// A step of a transaction is on its way.
+    Stepping(Step),
 }
 
 /// One limit per reason, so that none hides another.
@@ -147,7 +169,10 @@ pub struct Drain<P> {
     /// Last event handed to the producer; everything up to here is in flight, confirmed or missing.
     sent: Seq,
     /// Everything up to here is confirmed.
+    confirmed: Seq,
+    /// Everything up to here may be forgotten: confirmed, and in exactly once committed.
     cursor: Seq,
+    transaction: Option<Transaction>,
     committed: Seq,
     committed_at: Instant,
     round_at: Instant,
@@ -185,7 +210,10 @@ impl<P: Producer> Drain<P> {
             reports: Vec::new(),
             run: Run::default(),
             sent: cursor,
+            confirmed: cursor,
             cursor,
+            transaction: (options.delivery == Delivery::ExactlyOnce)
+                .then(|| Transaction::new(options.transaction)),
             committed: cursor,
             committed_at: now,
             round_at: now,
@@ -204,19 +232,24 @@ impl<P: Producer> Drain<P> {
     ///
     /// Cancel safe: no; dropped events in flight go out again after the next start.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), DrainError> {
+        if self.transaction.is_some() {
+            self.open();
+        }
         loop {
-            let is_reported = self.collect();
+            let is_reported = self.collect() | self.step_ended()?;
             self.commit_if_due();
             let is_sent = match self.state {
                 State::Flowing => self.fill().await?,
                 State::Settling => self.settle()?,
                 State::Waiting(until) => {
                     if until <= Instant::now() {
-                        self.state = State::Flowing;
+                        self.go_on();
                     }
                     matches!(self.state, State::Flowing)
                 }
+                State::Stepping(_) => false,
             };
+            self.end_transaction_if_due();
             if self.is_finished() {
                 break;
             }
@@ -233,6 +266,10 @@ impl<P: Producer> Drain<P> {
     fn say_unconfirmed(&self) {
         let events = self.window.open();
         match self.options.delivery {
+            Delivery::ExactlyOnce if self.is_transaction_begun() => {
+                tracing::info!("stopped before Kafka committed the transaction; its events go out again");
+            }
+            Delivery::ExactlyOnce => {}
             _ if events == 0 => {}
             Delivery::AtLeastOnce => {
                 tracing::info!(
@@ -261,8 +298,10 @@ impl<P: Producer> Drain<P> {
                 Outcome::Delivered => {
                     let Some(ping) = self.window.confirm(tag) else { continue };
                     delivered += 1;
-                    if let (Some(pings), Some(ping)) = (&self.pings, ping) {
-                        pings.offer_made(ping);
+                    match (&self.pings, ping, &mut self.transaction) {
+                        (Some(_), Some(ping), Some(transaction)) => transaction.pings.push(ping),
+                        (Some(pings), Some(ping), None) => pings.offer_made(ping),
+                        _ => {}
                     }
                 }
                 outcome => self.refused(tag, &outcome),
@@ -270,26 +309,37 @@ impl<P: Producer> Drain<P> {
         }
         self.reports = reports;
         if delivered > 0 {
-            self.stats.kafka_out.add(delivered);
+            match &mut self.transaction {
+                Some(transaction) => transaction.confirm(delivered),
+                None => self.stats.kafka_out.add(delivered),
+            }
             if self.stats.kafka.set(LinkState::Up) {
                 tracing::info!("Kafka link up");
             }
         }
         if let Some(last) = self.window.advance() {
-            self.cursor = last;
-            if last >= self.singly_until {
-                self.backoff.reset();
-            }
+            self.confirmed = last;
         }
         if self.window.is_empty() {
-            self.cursor = self.cursor.max(self.sent);
+            self.confirmed = self.confirmed.max(self.sent);
+        }
+        if !self.is_transaction_begun() && self.confirmed > self.cursor {
+            self.cursor = self.confirmed;
+            self.forget_refusals();
         }
         self.stats.oldest_boot_us.set(self.window.oldest_boot_us().unwrap_or(0));
-        if let (Some(reason), State::Flowing) = (self.producer.fatal(), &self.state) {
+        if let (State::Flowing, Some(reason)) = (&self.state, self.producer.fatal()) {
             tracing::warn!(%reason, "the Kafka producer is broken and is made again");
             self.state = State::Settling;
         }
         is_reported
+    }
+
+    /// What was refused is through: the next refusal is a new one.
+    fn forget_refusals(&mut self) {
+        if self.cursor >= self.singly_until {
+            self.backoff.reset();
+        }
     }
 
     /// A record was not delivered.
@@ -396,7 +446,7 @@ impl<P: Producer> Drain<P> {
     fn send_events(&mut self, run: &Run) -> bool {
         let from = self.sent;
         for (seq, origin, event) in run.events().skip_while(|(seq, ..)| *seq <= from) {
-            if !self.has_room() {
+            if !self.has_room() || !self.begin_if_needed() {
                 return false;
             }
             let tag = self.window.next_tag();
@@ -414,16 +464,21 @@ impl<P: Producer> Drain<P> {
                     self.state = State::Settling;
                     return false;
                 }
-                Err(SendError::Rejected(_)) => {}
+                Err(SendError::Rejected(_) | SendError::Misconfigured(_)) => {}
             }
             let ping = self.pings.as_ref().map(|pings| pings.channel.ping(&event));
             self.window.push(seq, bytes, event.received.boot_us, ping);
+            if let Some(transaction) = &mut self.transaction {
+                transaction.add(bytes);
+            }
             self.sent = seq;
-            if let Err(SendError::Rejected(reason)) = sent {
-                self.refused(tag, &Outcome::Rejected(reason));
-                if self.options.delivery == Delivery::AtLeastOnce {
-                    return false;
-                }
+            match sent {
+                Err(SendError::Rejected(reason)) => self.refused(tag, &Outcome::Rejected(reason)),
+                Err(SendError::Misconfigured(reason)) => self.refused(tag, &Outcome::Misconfigured(reason)),
+                _ => continue,
+            }
+            if self.options.delivery != Delivery::AtMostOnce {
+                return false;
             }
         }
         true
@@ -431,7 +486,12 @@ impl<P: Producer> Drain<P> {
 
     fn has_room(&self) -> bool {
         // Order: the cursor, not what was sent: nothing passes a refused event before Kafka confirmed it.
-        if self.cursor < self.singly_until {
+        let is_single = self.cursor < self.singly_until;
+        let events_max = if is_single { 1 } else { usize::MAX };
+        if self.transaction.as_ref().is_some_and(|transaction| transaction.is_full(events_max)) {
+            return false;
+        }
+        if is_single {
             return self.window.is_empty();
         }
         self.window.len() < WINDOW_EVENTS_MAX && self.window.bytes() < self.options.window_bytes_max
@@ -445,36 +505,73 @@ impl<P: Producer> Drain<P> {
 
     fn may_send(&self) -> bool {
         self.has_room()
+            && !self.transaction.as_ref().is_some_and(Transaction::is_due)
             && self.stop.is_none_or(|stop| {
                 // At most once, handing over is what can lose an event: not into a line that is down.
-                let is_wise = self.options.delivery == Delivery::AtLeastOnce || !self.is_hopeless();
+                let is_wise = self.options.delivery != Delivery::AtMostOnce || !self.is_hopeless();
                 is_wise && Instant::now() < stop.send_until
             })
     }
 
     fn is_hopeless(&self) -> bool {
-        self.stats.kafka.get() == LinkState::Down || !matches!(self.state, State::Flowing)
+        self.stats.kafka.get() == LinkState::Down
+            || !matches!(self.state, State::Flowing | State::Stepping(_))
     }
 
     /// Once nothing is in flight any more: back to the cursor, with a pause. Whether it is time to look again.
     fn settle(&mut self) -> Result<bool, DrainError> {
-        let is_fatal = self.producer.fatal().is_some();
-        if self.window.open() > 0 && !is_fatal {
+        let fatal = self.producer.fatal();
+        if self.window.open() > 0 && fatal.is_none() {
+            self.purge_transaction();
             return Ok(false);
         }
-        if is_fatal {
-            self.producer.restart()?;
+        // A producer that cannot begin a transaction is of no more use than one that is broken.
+        let is_closed = self.transaction.as_ref().is_some_and(|transaction| !transaction.is_opened);
+        if let Some(fatal) = fatal.or_else(|| is_closed.then(|| Fatal::Broken("not opened".into()))) {
+            return self.start_afresh(fatal).map(|()| false);
         }
+        self.rewind();
+        if !self.abort_transaction() {
+            self.pause_until_tried_again();
+        }
+        Ok(false)
+    }
+
+    /// The producer is of no more use.
+    fn start_afresh(&mut self, fatal: Fatal) -> Result<(), DrainError> {
+        self.refuse_twin(fatal)?;
+        self.producer.restart()?;
+        if let Some(transaction) = &mut self.transaction {
+            transaction.is_opened = false;
+        }
+        self.rewind();
+        self.pause_until_tried_again();
+        Ok(())
+    }
+
+    /// Back to the cursor: what was in flight is not on its way any more.
+    fn rewind(&mut self) {
         self.stats.kafka_rewinds.add(1);
-        if self.options.delivery == Delivery::AtLeastOnce {
-            self.sent = self.cursor;
-            self.run = Run::default();
-        } else {
+        if self.options.delivery == Delivery::AtMostOnce {
             self.stats.kafka_lost.add(self.window.open() as u64);
+        } else {
+            (self.sent, self.confirmed) = (self.cursor, self.cursor);
+            self.run = Run::default();
         }
         self.window.clear();
+    }
+
+    fn pause_until_tried_again(&mut self) {
         self.state = State::Waiting(Instant::now() + self.backoff.delay());
-        Ok(false)
+    }
+
+    /// The pause is over.
+    fn go_on(&mut self) {
+        if self.transaction.as_ref().is_some_and(|transaction| !transaction.is_opened) {
+            self.open();
+        } else {
+            self.state = State::Flowing;
+        }
     }
 
     /// Lets the buffer forget what was confirmed, not too often.
@@ -491,10 +588,14 @@ impl<P: Producer> Drain<P> {
         let Some(stop) = self.stop else { return false };
         let now = Instant::now();
         let is_hopeless = self.is_hopeless();
-        let is_all_sent = self.sent >= *self.durable.borrow() || now >= stop.send_until || is_hopeless;
         // At most once, what is in flight has left the disk: the whole grace for it.
-        let gives_up = is_hopeless && self.options.delivery == Delivery::AtLeastOnce;
-        now >= stop.end || gives_up || (self.window.open() == 0 && is_all_sent)
+        let gives_up = is_hopeless && self.options.delivery != Delivery::AtMostOnce;
+        let is_through = self.window.open() == 0 && (self.is_all_sent(stop) || is_hopeless);
+        now >= stop.end || gives_up || (is_through && !self.is_in_transaction())
+    }
+
+    fn is_all_sent(&self, stop: Stop) -> bool {
+        self.sent >= *self.durable.borrow() || Instant::now() >= stop.send_until
     }
 
     /// Waits for the next round, or for news when there was nothing to do.
@@ -503,6 +604,9 @@ impl<P: Producer> Drain<P> {
         let round_end = self.round_at + self.options.round_interval;
         let commit_due = self.committed_at + COMMIT_INTERVAL;
         let waiting_until = if let State::Waiting(until) = self.state { Some(until) } else { None };
+        // Over it already, nothing but reports ends the wait.
+        let transaction_due =
+            self.transaction.as_ref().and_then(Transaction::due_at).filter(|due| *due > Instant::now());
         let stop_times = self.stop.map(|stop| if may_send { stop.send_until } else { stop.end });
         let is_stopping = self.stop.is_some();
         let is_held = self.is_held();
@@ -517,6 +621,7 @@ impl<P: Producer> Drain<P> {
             () = sleep_until(self.round_at + HAND_OVER_WAIT), if is_held => {}
             () = sleep_until(commit_due), if !is_paced && self.cursor > self.committed => {}
             () = sleep_until(waiting_until.unwrap_or(round_end)), if waiting_until.is_some() => {}
+            () = sleep_until(transaction_due.unwrap_or(round_end)), if !is_paced && transaction_due.is_some() => {}
             () = sleep_until(stop_times.unwrap_or(round_end)), if is_stopping => {}
             () = stop.cancelled(), if !is_stopping => {
                 let now = Instant::now();

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use super::*;
 use crate::buffer::{Batch, Options as BufferOptions, Wait, WriterThread};
 use crate::event::{Event, EventId, Payload, Stamp};
+use crate::sink::transaction::{Cursor, Kept, StepEnd, StepError};
 use crate::sink::{Record, kafka};
 
 /// What the scripted producer does with the records of one hand-over.
@@ -30,9 +31,52 @@ struct Script {
     delivered: Vec<String>,
     held: Vec<(usize, String)>,
     reports: Vec<Report>,
-    fatal: Option<String>,
+    fatal: Option<Fatal>,
     restarts: usize,
     queue_max: usize,
+    transactions: Transactions,
+}
+
+/// What a transactional broker knows.
+#[derive(Default)]
+struct Transactions {
+    /// What the steps to come end with; success when there is none.
+    fates: VecDeque<StepError>,
+    /// What the brokers have as the cursor.
+    kept: Option<Kept>,
+    steps: Vec<Step>,
+    ended: Option<Result<StepEnd, StepError>>,
+    is_begun: bool,
+    /// Ids in the open transaction, and the committed ones of each.
+    open: Vec<String>,
+    committed: Vec<Vec<String>>,
+}
+
+impl Transactions {
+    fn end(&mut self, step: Step) -> Result<StepEnd, StepError> {
+        self.steps.push(step);
+        if let Some(error) = self.fates.pop_front() {
+            return Err(error);
+        }
+        Ok(match step {
+            Step::Open => StepEnd::Opened(self.kept.clone().unwrap_or(Kept::None)),
+            Step::Commit(cursor) => {
+                assert!(std::mem::take(&mut self.is_begun), "nothing was begun");
+                self.kept = Some(Kept::Cursor(cursor));
+                self.committed.push(std::mem::take(&mut self.open));
+                StepEnd::Committed
+            }
+            Step::Abort => {
+                assert!(std::mem::take(&mut self.is_begun), "nothing was begun");
+                self.open.clear();
+                StepEnd::Aborted
+            }
+        })
+    }
+
+    fn committed_ids(&self) -> Vec<String> {
+        self.committed.concat()
+    }
 }
 
 #[derive(Clone, Default)]
@@ -72,13 +116,16 @@ impl Producer for Scripted {
         let id = String::from_utf8(header("fieldpost-id").to_vec()).unwrap();
         let result = self.with(|script| {
             if script.fatal.is_some() {
-                return Err(SendError::Fatal("fenced".into()));
+                return Err(SendError::Fatal("broken".into()));
             }
             if script.queue_max > 0 && script.held.len() >= script.queue_max {
                 return Err(SendError::QueueFull);
             }
             let in_flight = script.held.len();
             script.sent.push((id.clone(), in_flight));
+            if script.transactions.is_begun {
+                script.transactions.open.push(id.clone());
+            }
             let at = script.fates.iter().position(|(wanted, _)| *wanted == id);
             let fate = at.and_then(|at| script.fates.remove(at)).map_or(Fate::Deliver, |(_, fate)| fate);
             let outcome = match fate {
@@ -108,8 +155,35 @@ impl Producer for Scripted {
         self.reported.notified().await;
     }
 
-    fn fatal(&self) -> Option<String> {
+    fn fatal(&self) -> Option<Fatal> {
         self.with(|script| script.fatal.clone())
+    }
+
+    fn begin(&mut self) -> Result<(), StepError> {
+        self.with(|script| assert!(!std::mem::replace(&mut script.transactions.is_begun, true)));
+        Ok(())
+    }
+
+    fn start_step(&mut self, step: Step) {
+        self.with(|script| {
+            assert!(script.held.is_empty(), "{step:?} with records in flight");
+            let ended = script.transactions.end(step);
+            script.transactions.ended = Some(ended);
+        });
+        self.reported.notify_one();
+    }
+
+    fn take_step(&mut self) -> Option<Result<StepEnd, StepError>> {
+        self.with(|script| script.transactions.ended.take())
+    }
+
+    fn purge(&mut self) {
+        self.with(|script| {
+            for (tag, _) in std::mem::take(&mut script.held) {
+                script.reports.push(Report { tag, outcome: Outcome::Failed("purged".into()) });
+            }
+        });
+        self.reported.notify_one();
     }
 
     fn restart(&mut self) -> Result<(), ProducerError> {
@@ -118,6 +192,9 @@ impl Producer for Scripted {
             script.restarts += 1;
             script.reports.clear();
             script.held.clear();
+            // What a producer before this one left open is aborted as this one opens.
+            script.transactions.is_begun = false;
+            script.transactions.open.clear();
         });
         Ok(())
     }
@@ -177,6 +254,12 @@ impl Bench {
             delivery,
             round_interval: Duration::from_millis(1),
             window_bytes_max: 1 << 20,
+            transaction: TransactionLimits {
+                interval: Duration::from_millis(20),
+                bytes_max: 1 << 20,
+                events_max: 100,
+                timeout: Duration::from_secs(30),
+            },
             stop_grace: Duration::from_secs(2),
         };
         let formatter = Formatter::new("t", kafka::Timestamp::Send, self.buffer.logs());
@@ -194,6 +277,16 @@ impl Bench {
 
     /// Runs the drain beside `scenario`, stops it, and closes the buffer. Answers the cursor that is left.
     async fn run(self, delivery: Delivery, scenario: impl AsyncFnOnce(&Self)) -> (Seq, Arc<Stats>) {
+        let (ended, cursor, stats) = self.run_to_its_end(delivery, scenario).await;
+        ended.unwrap();
+        (cursor, stats)
+    }
+
+    async fn run_to_its_end(
+        self,
+        delivery: Delivery,
+        scenario: impl AsyncFnOnce(&Self),
+    ) -> (Result<(), DrainError>, Seq, Arc<Stats>) {
         let drain = self.drain(delivery);
         let running = drain.run(self.stop.clone());
         let beside = async {
@@ -201,11 +294,10 @@ impl Bench {
             self.stop.cancel();
         };
         let (ended, ()) = tokio::join!(running, beside);
-        ended.unwrap();
         let cursor = self.buffer.figures().cursor;
         self.buffer.close().await;
         self.writer.ended().await.unwrap();
-        (cursor, self.stats)
+        (ended, cursor, self.stats)
     }
 }
 
@@ -318,7 +410,7 @@ async fn a_broken_producer_is_made_again_and_the_unconfirmed_goes_out_again() {
     let (cursor, stats) = bench
         .run(Delivery::AtLeastOnce, async |bench| {
             bench.producer.until(|script| script.held.len() == 1 && script.sent.len() == 5).await;
-            bench.producer.with(|script| script.fatal = Some("fenced".into()));
+            bench.producer.with(|script| script.fatal = Some(Fatal::Broken("gone".into())));
             bench.producer.reported.notify_one();
             bench
                 .producer
@@ -362,4 +454,139 @@ async fn at_most_once_commits_before_it_sends_and_never_sends_again() {
         .await;
     // 2 was refused, and nobody said by the end of the grace what became of 7.
     assert_eq!((cursor, stats.kafka_lost.get(), stats.kafka_rewinds.get()), (Seq(10), 2, 0));
+}
+
+#[tokio::test]
+async fn exactly_once_commits_events_and_cursor_together_and_only_then_lets_them_go() {
+    let bench = Bench::new();
+    bench.append(1..=250).await;
+    bench.fates(&[(3, Fate::Hold)]);
+    let log = bench.buffer.log();
+    let producer = bench.producer.clone();
+    let (cursor, stats) = bench
+        .run(Delivery::ExactlyOnce, async |bench| {
+            bench.producer.until(|script| script.held.len() == 1).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(bench.buffer.figures().cursor, Seq(0), "3 is not confirmed, nothing is committed");
+            bench.producer.with(|script| assert_eq!(script.transactions.steps, [Step::Open]));
+            bench.producer.release();
+            bench.producer.until(|script| script.transactions.committed_ids().len() == 250).await;
+        })
+        .await;
+    assert_eq!((cursor, stats.kafka_out.get()), (Seq(250), 250));
+    assert!(stats.kafka_transactions.get() >= 3, "a hundred events in each at most");
+    let last = Cursor { log: log.id, epoch: log.epoch, seq: Seq(250) };
+    producer.with(|script| assert_eq!(script.transactions.kept, Some(Kept::Cursor(last))));
+}
+
+#[tokio::test]
+async fn exactly_once_goes_on_behind_the_cursor_that_kafka_has() {
+    let bench = Bench::new();
+    bench.append(1..=10).await;
+    let log = bench.buffer.log();
+    let kept = Kept::Cursor(Cursor { log: log.id, epoch: log.epoch, seq: Seq(7) });
+    bench.producer.with(|script| script.transactions.kept = Some(kept));
+    let (cursor, _) = bench
+        .run(Delivery::ExactlyOnce, async |bench| {
+            bench.producer.until(|script| script.transactions.committed_ids() == ids(8..=10)).await;
+        })
+        .await;
+    assert_eq!(cursor, Seq(10));
+}
+
+#[tokio::test]
+async fn a_cursor_that_proves_nothing_about_this_buffer_is_not_used() {
+    let log = uuid::Uuid::from_u128(9);
+    let others = [
+        None,
+        Some(Kept::Foreign("offset 5".into())),
+        Some(Kept::Cursor(Cursor { log, epoch: 1, seq: Seq(7) })),
+    ];
+    for kept in others {
+        let bench = Bench::new();
+        bench.append(1..=10).await;
+        bench.producer.with(|script| script.transactions.kept = kept);
+        bench
+            .run(Delivery::ExactlyOnce, async |bench| {
+                bench.producer.until(|script| script.transactions.committed_ids() == ids(1..=10)).await;
+            })
+            .await;
+    }
+    // Of this buffer, but of a later start than it has had: an older copy was put back.
+    let bench = Bench::new();
+    bench.append(1..=10).await;
+    let own = bench.buffer.log();
+    let kept = Kept::Cursor(Cursor { log: own.id, epoch: own.epoch + 1, seq: Seq(7) });
+    bench.producer.with(|script| script.transactions.kept = Some(kept));
+    bench
+        .run(Delivery::ExactlyOnce, async |bench| {
+            bench.producer.until(|script| script.transactions.committed_ids() == ids(1..=10)).await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_refusal_aborts_the_transaction_and_everything_in_it_goes_out_again() {
+    let bench = Bench::new();
+    bench.append(1..=20).await;
+    bench.fates(&[(5, Fate::Misconfigured), (9, Fate::Hold)]);
+    let (cursor, stats) = bench
+        .run(Delivery::ExactlyOnce, async |bench| {
+            bench.producer.until(|script| script.transactions.committed_ids() == ids(1..=20)).await;
+            bench.producer.with(|script| {
+                assert!(script.transactions.steps.contains(&Step::Abort));
+                let alone = script.transactions.committed.iter().take(5).all(|ids| ids.len() == 1);
+                assert!(alone, "one by one up to the refused one: {:?}", script.transactions.committed);
+            });
+        })
+        .await;
+    assert_eq!((cursor, stats.kafka_out.get()), (Seq(20), 20), "what was aborted does not count");
+}
+
+#[tokio::test]
+async fn steps_that_fail_are_made_up_for() {
+    for (fate, restarts) in [
+        (StepError::Abort("timed out".into()), 0),
+        (StepError::Broken("gone".into()), 1),
+        (StepError::Misconfigured("not authorised".into()), 1),
+    ] {
+        let bench = Bench::new();
+        let (cursor, _) = bench
+            .run(Delivery::ExactlyOnce, async |bench| {
+                bench.producer.until(|script| script.transactions.steps == [Step::Open]).await;
+                bench.producer.with(|script| script.transactions.fates.push_back(fate.clone()));
+                bench.append(1..=10).await;
+                bench.producer.until(|script| script.transactions.committed_ids() == ids(1..=10)).await;
+                bench.producer.with(|script| assert_eq!(script.restarts, restarts, "{fate:?}"));
+            })
+            .await;
+        assert_eq!(cursor, Seq(10));
+    }
+}
+
+#[tokio::test]
+async fn a_twin_ends_the_drain_and_a_transaction_that_was_too_old_does_not() {
+    let fenced = || StepError::Fenced("fenced".into());
+    let bench = Bench::new();
+    bench.append(1..=10).await;
+    bench.producer.with(|script| script.transactions.fates.push_back(fenced()));
+    let (ended, cursor, _) = bench.run_to_its_end(Delivery::ExactlyOnce, async |_| {}).await;
+    assert!(matches!(ended, Err(DrainError::Fenced(_))), "{ended:?}");
+    assert_eq!(cursor, Seq(0));
+
+    let bench = Bench::new();
+    let mut drain = bench.drain(Delivery::ExactlyOnce);
+    drain.options.transaction.timeout = Duration::ZERO;
+    drain.transaction = Some(Transaction::new(drain.options.transaction));
+    let running = drain.run(bench.stop.clone());
+    let beside = async {
+        bench.producer.until(|script| script.transactions.steps == [Step::Open]).await;
+        bench.producer.with(|script| script.transactions.fates.push_back(fenced()));
+        bench.append(1..=10).await;
+        bench.producer.until(|script| script.transactions.committed_ids() == ids(1..=10)).await;
+        bench.stop.cancel();
+    };
+    let (ended, ()) = tokio::join!(running, beside);
+    ended.unwrap();
+    bench.producer.with(|script| assert_eq!(script.restarts, 1));
 }

@@ -1,4 +1,5 @@
-//! Kafka through librdkafka: the only file of the agent that names rdkafka (`cli::demo::cluster` plays a broker).
+//! Kafka through librdkafka: with its folder the only place of the agent that names rdkafka (`cli::demo::cluster` plays
+//! a broker).
 //!
 //! One idempotent producer with its own polling thread. Its queue is bounded in bytes, messages never expire, and the
 //! properties on which the promise rests ([`OWN_PROPERTIES`]) are not open to configuration. The drain gathers records in
@@ -20,10 +21,15 @@ use rdkafka::producer::{
 };
 use tokio::sync::Notify;
 
-use super::{Outcome, Producer, ProducerError, Record, Report, SendError};
+use super::transaction::{Step, StepEnd, StepError};
+use super::{Fatal, Outcome, Producer, ProducerError, Record, Report, SendError};
 use crate::log::Limited;
 use crate::secret::Secret;
 use crate::stats::{LinkState, Stats};
+
+mod transactions;
+
+use transactions::Transactions;
 
 /// Compression of record batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,8 +70,23 @@ pub struct Options {
     pub record_bytes_max: usize,
     /// Whether records that Kafka rejects are left out and the others go on: at most once only.
     pub leaves_out_rejected: bool,
+    /// Set for exactly once.
+    pub transactional: Option<Transactional>,
     /// Properties that are secret, by librdkafka's names (`sasl.password`, `ssl.key.password`).
     pub secrets: Vec<(&'static str, Secret)>,
+}
+
+/// What makes a producer transactional.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transactional {
+    /// `transactional.id`: one producer at a time has it.
+    pub id: String,
+    /// The consumer group that the cursor is committed under.
+    pub group: String,
+    /// An existing topic whose first partition the cursor is kept for.
+    pub cursor_topic: String,
+    /// After which the brokers abort a transaction that nobody ends (`transaction.timeout.ms`).
+    pub timeout: Duration,
 }
 
 /// Properties that the promise rests on, with their values. Numbers from measurements (ARCHITECTURE.md).
@@ -98,8 +119,8 @@ const DEFAULT_PROPERTIES: [(&str, &str); 5] = [
 /// How often it is said that Kafka refuses the agent: the client tries again without end.
 const REFUSED_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The client configuration of the producer; `check` uses it too.
-pub(crate) fn client_config(options: &Options) -> ClientConfig {
+/// How the brokers are reached, for any kind of client.
+fn connection_config(options: &Options) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", &options.brokers).set("client.id", "fieldpost");
     for (name, value) in DEFAULT_PROPERTIES {
@@ -108,14 +129,29 @@ pub(crate) fn client_config(options: &Options) -> ClientConfig {
     for (name, value) in &options.properties {
         config.set(name, value);
     }
+    for (name, value) in &options.secrets {
+        config.set(*name, value.reveal());
+    }
+    config.set_log_level(RDKafkaLogLevel::Info);
+    config
+}
+
+/// The client configuration of the producer; `check` uses it too.
+pub(crate) fn client_config(options: &Options) -> ClientConfig {
+    let mut config = connection_config(options);
     for (name, value) in OWN_PROPERTIES {
         config.set(name, value);
     }
     if options.leaves_out_rejected {
         config.set("enable.gapless.guarantee", "false");
     }
-    for (name, value) in &options.secrets {
-        config.set(*name, value.reveal());
+    if let Some(transactional) = &options.transactional {
+        config.set("transactional.id", &transactional.id);
+        config.set("transaction.timeout.ms", transactional.timeout.as_millis().to_string());
+        // Follows the transaction's: it is aborted anyway, and sent again.
+        config.remove("message.timeout.ms");
+        // A rejected batch costs the transaction, not the producer.
+        config.set("enable.gapless.guarantee", "false");
     }
     // An event above the batch size still goes out, in a batch of its own; the topic has the last word.
     config.set("message.max.bytes", options.record_bytes_max.to_string());
@@ -128,7 +164,6 @@ pub(crate) fn client_config(options: &Options) -> ClientConfig {
             Compression::Zstd => "zstd",
         },
     );
-    config.set_log_level(RDKafkaLogLevel::Info);
     config
 }
 
@@ -136,7 +171,13 @@ pub(crate) fn client_config(options: &Options) -> ClientConfig {
 pub struct KafkaProducer {
     options: Options,
     stats: Arc<Stats>,
-    inner: Polled,
+    inner: Inner,
+}
+
+/// One librdkafka instance and what serves it.
+struct Inner {
+    polled: Polled,
+    transactions: Option<Transactions>,
     shared: Arc<Shared>,
 }
 
@@ -150,6 +191,8 @@ impl std::fmt::Debug for KafkaProducer {
 #[derive(Debug, Default)]
 struct Shared {
     reports: Mutex<Vec<Report>>,
+    /// How the last step of a transaction ended.
+    step: Mutex<Option<Result<StepEnd, StepError>>>,
     reported: Notify,
 }
 
@@ -169,12 +212,12 @@ impl KafkaProducer {
     /// [`ProducerError`]: librdkafka refuses a property.
     pub fn start(options: Options, stats: Arc<Stats>) -> Result<Self, ProducerError> {
         stats.kafka.set(LinkState::Down);
-        let (inner, shared) = create(&options, &stats)?;
-        Ok(Self { options, stats, inner, shared })
+        let inner = create(&options, &stats)?;
+        Ok(Self { options, stats, inner })
     }
 }
 
-fn create(options: &Options, stats: &Arc<Stats>) -> Result<(Polled, Arc<Shared>), ProducerError> {
+fn create(options: &Options, stats: &Arc<Stats>) -> Result<Inner, ProducerError> {
     let shared = Arc::new(Shared::default());
     let callbacks = Callbacks {
         shared: Arc::clone(&shared),
@@ -185,7 +228,19 @@ fn create(options: &Options, stats: &Arc<Stats>) -> Result<(Polled, Arc<Shared>)
     };
     let producer =
         client_config(options).create_with_context(callbacks).map_err(|e| ProducerError(e.to_string()))?;
-    Ok((Polled::start(producer)?, shared))
+    let polled = Polled::start(producer)?;
+    let transactions = options.transactional.clone().map(|transactional| {
+        Transactions::start(options.clone(), transactional, Arc::clone(&polled.producer), Arc::clone(&shared))
+    });
+    Ok(Inner { transactions: transactions.transpose()?, polled, shared })
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(transactions) = &self.transactions {
+            transactions.stop();
+        }
+    }
 }
 
 /// A producer and the thread that serves its callbacks. rust-rdkafka's own `ThreadedProducer` asks ten times a second,
@@ -215,7 +270,7 @@ impl Polled {
         Ok(Self { producer, is_ended, thread: Some(thread) })
     }
 
-    fn end(mut self) {
+    fn end(&mut self) {
         self.is_ended.store(true, Ordering::Relaxed);
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::debug!("the thread of Kafka's reports died");
@@ -244,38 +299,69 @@ impl Producer for KafkaProducer {
         if let Some(ms) = record.timestamp_ms {
             message = message.timestamp(ms);
         }
-        self.inner.producer.send(message).map_err(|(error, _)| match error {
+        self.inner.polled.producer.send(message).map_err(|(error, _)| match error {
             KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => SendError::QueueFull,
             KafkaError::MessageProduction(RDKafkaErrorCode::Fatal) => SendError::Fatal(error.to_string()),
-            other => SendError::Rejected(other.to_string()),
+            other => match outcome(&other) {
+                Outcome::Misconfigured(reason) => SendError::Misconfigured(reason),
+                _ => SendError::Rejected(other.to_string()),
+            },
         })
     }
 
     fn take_reports(&mut self, reports: &mut Vec<Report>) {
-        reports.append(&mut self.shared.reports.lock().unwrap_or_else(PoisonError::into_inner));
+        reports.append(&mut self.inner.shared.reports.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     async fn reported(&self) {
-        self.shared.reported.notified().await;
+        self.inner.shared.reported.notified().await;
     }
 
-    fn fatal(&self) -> Option<String> {
-        self.inner.producer.client().fatal_error().map(|(code, text)| format!("{code}: {text}"))
+    fn fatal(&self) -> Option<Fatal> {
+        self.inner.polled.producer.client().fatal_error().map(|(code, text)| {
+            let text = format!("{code}: {text}");
+            match code {
+                RDKafkaErrorCode::Fenced
+                | RDKafkaErrorCode::ProducerFenced
+                | RDKafkaErrorCode::InvalidProducerEpoch => Fatal::Fenced(text),
+                _ => Fatal::Broken(text),
+            }
+        })
+    }
+
+    fn begin(&mut self) -> Result<(), StepError> {
+        self.inner.polled.producer.begin_transaction().map_err(|error| StepError::Broken(error.to_string()))
+    }
+
+    fn start_step(&mut self, step: Step) {
+        if let Some(transactions) = &self.inner.transactions {
+            transactions.step(step);
+        }
+    }
+
+    fn take_step(&mut self) -> Option<Result<StepEnd, StepError>> {
+        self.inner.shared.step.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn purge(&mut self) {
+        self.inner.polled.producer.purge(PurgeConfig::default().queue().inflight());
     }
 
     fn restart(&mut self) -> Result<(), ProducerError> {
         // Order: the new one first, so that a refusal leaves a producer in place; the old one is purged as it drops.
-        let (inner, shared) = create(&self.options, &self.stats)?;
-        (self.inner, self.shared) = (inner, shared);
+        self.inner = create(&self.options, &self.stats)?;
         Ok(())
     }
 
-    fn close(self, timeout: Duration) {
-        self.inner.producer.purge(PurgeConfig::default().queue().inflight());
-        if let Err(error) = self.inner.producer.flush(timeout) {
+    fn close(mut self, timeout: Duration) {
+        self.purge();
+        if let Err(error) = self.inner.polled.producer.flush(timeout) {
             tracing::debug!(%error, "the producer did not end in time");
         }
-        self.inner.end();
+        if let Some(transactions) = self.inner.transactions.take() {
+            transactions.join();
+        }
+        self.inner.polled.end();
     }
 }
 
@@ -305,17 +391,27 @@ fn outcome(error: &KafkaError) -> Outcome {
             | Code::InvalidRecord
             | Code::UnsupportedCompressionType,
         ) => Outcome::Rejected(text),
-        Some(
-            Code::TopicAuthorizationFailed
+        Some(code) if is_misconfiguration(code) => Outcome::Misconfigured(text),
+        _ => Outcome::Failed(text),
+    }
+}
+
+/// What somebody has to mend: a right or a topic.
+fn is_misconfiguration(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::TopicAuthorizationFailed
             | Code::ClusterAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
             | Code::UnknownTopic
             | Code::UnknownTopicOrPartition
             | Code::UnknownPartition
             | Code::InvalidTopic
-            | Code::PolicyViolation,
-        ) => Outcome::Misconfigured(text),
-        _ => Outcome::Failed(text),
-    }
+            | Code::PolicyViolation
+            | Code::InvalidTransactionTimeout
+    )
 }
 
 impl ClientContext for Callbacks {

@@ -177,6 +177,7 @@ mod tests {
             queue_bytes_max: 4 << 20,
             record_bytes_max: 1 << 20,
             leaves_out_rejected: false,
+            transactional: None,
             secrets: Vec::new(),
         }
     }

@@ -13,6 +13,9 @@ pub mod kafka;
 pub mod kafka_probe;
 pub mod record;
 pub mod redis;
+pub mod transaction;
+
+use transaction::{Step, StepEnd, StepError};
 
 /// One record on its way to Kafka; borrows from the drain, the producer copies what it keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +57,9 @@ pub enum SendError {
     /// This record can never be sent as it is.
     #[error("{0}")]
     Rejected(String),
+    /// A right or the topic is missing: keep the record, somebody has to mend it.
+    #[error("{0}")]
+    Misconfigured(String),
     /// The producer is broken: restart it.
     #[error("{0}")]
     Fatal(String),
@@ -63,7 +69,7 @@ impl SendError {
     /// The caller's reaction.
     pub fn class(&self) -> Class {
         match self {
-            Self::QueueFull => Class::Retry,
+            Self::QueueFull | Self::Misconfigured(_) => Class::Retry,
             Self::Rejected(_) => Class::Reject,
             Self::Fatal(_) => Class::Fatal,
         }
@@ -104,6 +110,17 @@ impl ProducerError {
     }
 }
 
+/// Why a producer does not work any more.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Fatal {
+    /// Another producer has taken its transactional id over, or its transaction outlived its time.
+    #[error("{0}")]
+    Fenced(String),
+    /// Anything else.
+    #[error("{0}")]
+    Broken(String),
+}
+
 /// The drain's way to Kafka.
 pub trait Producer: Send {
     /// Queues a record. In the order of the calls within a partition, as long as nothing is rejected.
@@ -122,7 +139,22 @@ pub trait Producer: Send {
     fn reported(&self) -> impl Future<Output = ()> + Send;
 
     /// Why the producer is broken, if it is.
-    fn fatal(&self) -> Option<String>;
+    fn fatal(&self) -> Option<Fatal>;
+
+    /// Begins a transaction: what is sent from now on belongs to it. Only behind [`StepEnd::Opened`]. Talks to nobody.
+    ///
+    /// # Errors
+    /// [`StepError`].
+    fn begin(&mut self) -> Result<(), StepError>;
+
+    /// Starts a step of a transaction, in the background; one at a time.
+    fn start_step(&mut self, step: Step);
+
+    /// How the step ended, once; [`Producer::reported`] tells when to look.
+    fn take_step(&mut self) -> Option<Result<StepEnd, StepError>>;
+
+    /// Gives up everything that waits or is in flight; each record is reported as failed.
+    fn purge(&mut self);
 
     /// Throws everything queued away without a report and starts afresh.
     ///

@@ -14,6 +14,7 @@
 mod buffer;
 mod crash;
 mod demo;
+mod exactly_once;
 mod full;
 mod harness;
 mod losses;

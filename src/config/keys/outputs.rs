@@ -65,6 +65,7 @@ pub(super) fn kafka(
             ("none", kafka::Compression::None),
         ],
     );
+    let transactional = transactional(r, agent, &topic, &drain);
     let secrets = kafka_secrets(r);
     let properties = r.table(
         Key {
@@ -84,6 +85,7 @@ pub(super) fn kafka(
         properties,
         queue_bytes_max: limits.quarter(),
         record_bytes_max: limits.record_bytes_max(),
+        transactional,
         leaves_out_rejected: drain.delivery == drain::Delivery::AtMostOnce,
         secrets,
     });
@@ -95,11 +97,16 @@ fn drain(r: &mut Reader, agent: &Agent, limits: &Limits, buffer: &buffer::Option
         Key {
             name: "kafka.delivery",
             meaning: "What a crash or a restart may do to an event on its way to Kafka.",
-            delivery: "at_least_once: never a loss, duplicates after a crash. at_most_once: never a duplicate, a loss \
-                       after a crash.",
+            delivery: "at_least_once: never a loss, duplicates after a crash. exactly_once: neither, for consumers that \
+                       read committed records only, at a little more latency. at_most_once: never a duplicate, a loss \
+                       after a crash. It may be changed at any start; docs/guarantees.md says what holds in between.",
         },
         drain::Delivery::AtLeastOnce,
-        [("at_least_once", drain::Delivery::AtLeastOnce), ("at_most_once", drain::Delivery::AtMostOnce)],
+        [
+            ("at_least_once", drain::Delivery::AtLeastOnce),
+            ("exactly_once", drain::Delivery::ExactlyOnce),
+            ("at_most_once", drain::Delivery::AtMostOnce),
+        ],
     );
     let round_interval = r.duration(
         Key {
@@ -110,12 +117,95 @@ fn drain(r: &mut Reader, agent: &Agent, limits: &Limits, buffer: &buffer::Option
         ms(5),
         ms(1)..=secs(60),
     );
+    let transaction = transaction(r, buffer);
     drain::Options {
         delivery,
         round_interval,
+        transaction,
         window_bytes_max: limits.quarter().min(size(buffer.bytes_max / WINDOW_SHARE)),
         stop_grace: agent.stop_grace,
     }
+}
+
+/// The transactions of `exactly_once`.
+fn transaction(r: &mut Reader, buffer: &buffer::Options) -> drain::TransactionLimits {
+    let interval = r.duration(
+        Key {
+            name: "kafka.transaction_interval",
+            meaning: "With exactly_once: longest time that a transaction gathers events before it is committed.",
+            delivery: "Consumers of committed records see an event that much later at most, and the commit's few \
+                       milliseconds.",
+        },
+        ms(100),
+        ms(1)..=secs(10),
+    );
+    let bytes_max = r.bytes(
+        Key {
+            name: "kafka.transaction_bytes",
+            meaning: "With exactly_once: most bytes in a transaction, some 400 for each record and 64 for each header \
+                      included; never more than an eighth of buffer.max_bytes.",
+            delivery: "What goes out again after a crash, unseen by consumers of committed records.",
+        },
+        32 * super::MIB,
+        64 * super::KIB..=super::GIB,
+    );
+    let events_max = r.integer(
+        Key {
+            name: "kafka.transaction_events",
+            meaning: "With exactly_once: most events in a transaction; with redis.ping_after = \"delivered\" their pings, of \
+                      some 300 bytes each, wait in memory for its commit.",
+            delivery: "As kafka.transaction_bytes.",
+        },
+        20_000,
+        1..=1_000_000,
+    );
+    let timeout = r.duration(
+        Key {
+            name: "kafka.transaction_timeout",
+            meaning: "With exactly_once: how old a transaction that nobody ends becomes before the brokers abort it; their \
+                      transaction.max.timeout.ms allows 15 minutes if not set.",
+            delivery: "How long an agent that crashed can hold up consumers of committed records. An outage of Kafka may be \
+                       longer: the events go out again.",
+        },
+        secs(30),
+        // Below ten seconds a broker's restart aborts every transaction.
+        secs(10)..=mins(15),
+    );
+    let bytes_max = size(bytes_max.min(buffer.bytes_max / WINDOW_SHARE));
+    drain::TransactionLimits { interval, bytes_max, events_max: size(events_max), timeout }
+}
+
+fn transactional(
+    r: &mut Reader,
+    agent: &Agent,
+    topic: &str,
+    drain: &drain::Options,
+) -> Option<kafka::Transactional> {
+    let cursor_topic = r.optional_text(
+        Key {
+            name: "kafka.cursor_topic",
+            meaning: "With exactly_once: an existing topic for whose first partition the agent's cursor is committed, under \
+                      the consumer group `fieldpost.<agent.id>`; no record is written to it for that.",
+            delivery: "Another one means another cursor: change it only when the buffer is drained.",
+        },
+        "1 to 249 characters of A-Z a-z 0-9 . _ -",
+        ("kafka.topic; required when that has a placeholder", "events"),
+        parse::kafka_topic_fixed,
+    );
+    let is_wanted = drain.delivery == drain::Delivery::ExactlyOnce;
+    r.relation(
+        !is_wanted || cursor_topic.is_some() || !topic.contains('{'),
+        "kafka.cursor_topic",
+        &["kafka.topic", "kafka.delivery"],
+        "is required with exactly_once when kafka.topic has a placeholder: name a topic that exists"
+            .to_owned(),
+    );
+    is_wanted.then(|| kafka::Transactional {
+        id: format!("fieldpost.{}", agent.id),
+        group: format!("fieldpost.{}", agent.id),
+        cursor_topic: cursor_topic.unwrap_or_else(|| topic.to_owned()),
+        timeout: drain.transaction.timeout,
+    })
 }
 
 fn kafka_secrets(r: &mut Reader) -> Vec<(&'static str, Secret)> {

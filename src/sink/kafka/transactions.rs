@@ -1,0 +1,232 @@
+//! The steps of transactions, on a thread of their own: librdkafka's calls for them block.
+//!
+//! Every call that may be repeated is repeated, for as long as it takes: an outage in the middle of a commit ends with
+//! the commit, or with an error that says that there was none. Only the end of the producer interrupts that, within
+//! [`STEP_TIME`].
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::producer::{BaseProducer, Producer as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::{ClientContext, config::RDKafkaLogLevel};
+
+use super::{Callbacks, Options, Shared, Transactional, connection_config, is_misconfiguration};
+use crate::sink::ProducerError;
+use crate::sink::transaction::{Cursor, Kept, Step, StepEnd, StepError};
+
+/// Longest single call: how long the thread may outlive its producer.
+const STEP_TIME: Duration = Duration::from_secs(1);
+
+/// Pause before a call is repeated that came back at once.
+const REPEAT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The partition of the cursor topic that the cursor is kept under; every topic has it.
+const CURSOR_PARTITION: i32 = 0;
+
+/// The thread's handle. Dropping it lets the thread end after its current call.
+pub(super) struct Transactions {
+    steps: SyncSender<Step>,
+    end: Arc<End>,
+    thread: JoinHandle<()>,
+}
+
+/// Set when nobody waits for a step any more.
+#[derive(Default)]
+struct End {
+    is_set: AtomicBool,
+    guard: Mutex<()>,
+    word: Condvar,
+}
+
+impl End {
+    fn is_set(&self) -> bool {
+        self.is_set.load(Ordering::Acquire)
+    }
+
+    fn set(&self) {
+        let _guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_set.store(true, Ordering::Release);
+        self.word.notify_all();
+    }
+
+    fn pause(&self) {
+        let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = self.word.wait_timeout_while(guard, REPEAT_PAUSE, |()| !self.is_set());
+        drop(ended.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Transactions {
+    pub(super) fn start(
+        options: Options,
+        transactional: Transactional,
+        producer: Arc<BaseProducer<Callbacks>>,
+        shared: Arc<Shared>,
+    ) -> Result<Self, ProducerError> {
+        let (steps, waiting) = sync_channel(1);
+        let end = Arc::<End>::default();
+        let worker = Worker { options, transactional, producer, shared, end: Arc::clone(&end), group: None };
+        let thread = std::thread::Builder::new()
+            .name("kafka-steps".into())
+            .spawn(move || worker.run(&waiting))
+            .map_err(|e| ProducerError(format!("cannot start a thread: {e}")))?;
+        Ok(Self { steps, end, thread })
+    }
+
+    /// Hands a step over. A second one before the first has ended is dropped: nobody asks for that.
+    pub(super) fn step(&self, step: Step) {
+        if self.steps.try_send(step).is_err() {
+            tracing::error!(?step, "a step of a transaction was asked for while another one runs");
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        self.end.set();
+    }
+
+    pub(super) fn join(self) {
+        self.end.set();
+        let Self { steps, thread, .. } = self;
+        drop(steps);
+        if thread.join().is_err() {
+            tracing::debug!("the thread of Kafka's transactions died");
+        }
+    }
+}
+
+struct Worker {
+    options: Options,
+    transactional: Transactional,
+    producer: Arc<BaseProducer<Callbacks>>,
+    shared: Arc<Shared>,
+    end: Arc<End>,
+    group: Option<ConsumerGroupMetadata>,
+}
+
+impl Worker {
+    fn run(mut self, steps: &Receiver<Step>) {
+        while let Ok(step) = steps.recv() {
+            let ended = match step {
+                Step::Open => self.open().map(StepEnd::Opened),
+                Step::Commit(cursor) => self.commit(cursor).map(|()| StepEnd::Committed),
+                Step::Abort => self
+                    .patiently(|this| this.producer.abort_transaction(STEP_TIME))
+                    .map(|()| StepEnd::Aborted),
+            };
+            *self.shared.step.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
+            self.shared.reported.notify_one();
+        }
+    }
+
+    fn open(&mut self) -> Result<Kept, StepError> {
+        self.patiently(|this| this.producer.init_transactions(STEP_TIME))?;
+        // Order: behind the init, which ends whatever a producer before this one had begun to commit.
+        let consumer: BaseConsumer<Silent> = self
+            .group_config()
+            .create_with_context(Silent)
+            .map_err(|error| StepError::Broken(error.to_string()))?;
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition(&self.transactional.cursor_topic, CURSOR_PARTITION);
+        let found = self.patiently(|_| {
+            let found = consumer.committed_offsets(asked.clone(), STEP_TIME)?;
+            found.elements().iter().try_for_each(|element| element.error())?;
+            Ok(found)
+        })?;
+        self.group = consumer.group_metadata();
+        Ok(match found.elements().first() {
+            Some(element) => match element.offset() {
+                Offset::Offset(offset) => Kept::of_offset(offset, element.metadata()),
+                _ => Kept::None,
+            },
+            None => Kept::None,
+        })
+    }
+
+    fn commit(&self, cursor: Cursor) -> Result<(), StepError> {
+        let Some(group) = &self.group else { return Err(StepError::Broken("not opened".into())) };
+        let (offset, metadata) = cursor.to_offset();
+        let mut offsets = TopicPartitionList::new();
+        {
+            let mut element = offsets.add_partition(&self.transactional.cursor_topic, CURSOR_PARTITION);
+            element.set_offset(Offset::Offset(offset)).map_err(|e| StepError::Abort(e.to_string()))?;
+            element.set_metadata(metadata);
+        }
+        self.patiently(|this| this.producer.send_offsets_to_transaction(&offsets, group, STEP_TIME))?;
+        self.patiently(|this| this.producer.commit_transaction(STEP_TIME))
+    }
+
+    /// Repeats `call` until it succeeds or fails in a way that repeating does not help.
+    fn patiently<T>(&self, call: impl Fn(&Self) -> Result<T, KafkaError>) -> Result<T, StepError> {
+        loop {
+            let error = match call(self) {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            if let Some(failure) = failure(&error) {
+                return Err(failure);
+            }
+            if self.end.is_set() {
+                return Err(StepError::Broken("the producer is being ended".into()));
+            }
+            tracing::debug!(%error, "a step of a transaction is repeated");
+            self.end.pause();
+        }
+    }
+
+    fn group_config(&self) -> ClientConfig {
+        let mut config = connection_config(&self.options);
+        config.set("group.id", &self.transactional.group);
+        config.set("allow.auto.create.topics", "false");
+        // Reads only what is committed, and waits for what is about to be.
+        config.set("isolation.level", "read_committed");
+        config
+    }
+}
+
+/// What a failed call means; `None`: repeat it.
+fn failure(error: &KafkaError) -> Option<StepError> {
+    let text = error.to_string();
+    let KafkaError::Transaction(details) = error else {
+        // The cursor's: only a missing right does not end by itself.
+        return error
+            .rdkafka_error_code()
+            .filter(|code| is_misconfiguration(*code))
+            .map(|_| StepError::Misconfigured(text));
+    };
+    let code = details.code();
+    if is_misconfiguration(code) {
+        Some(StepError::Misconfigured(text))
+    } else if matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch) {
+        Some(StepError::Fenced(text))
+    } else if details.is_fatal() {
+        Some(StepError::Broken(text))
+    } else if details.txn_requires_abort() {
+        Some(StepError::Abort(text))
+    } else if details.is_retriable() {
+        None
+    } else {
+        Some(StepError::Broken(text))
+    }
+}
+
+/// For the consumer that reads the cursor: its troubles are the producer's, which are told.
+struct Silent;
+
+impl ClientContext for Silent {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(target: "librdkafka", severity = ?level, facility, "{message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "librdkafka");
+    }
+}
+
+impl ConsumerContext for Silent {}
