@@ -13,7 +13,7 @@
 //! at most every 100 ms. At most once: the cursor is durable before an event is sent, and what Kafka
 //! refuses is counted and not sent again.
 //!
-//! Exactly once: what goes out belongs to a transaction ([`transaction`]), and the cursor is committed to Kafka with
+//! Exactly once: what goes out belongs to a transaction (`transaction`), and the cursor is committed to Kafka with
 //! it. Its steps are a fourth state, `Stepping`: entered at the start, when a transaction is due and all of it is
 //! confirmed, and behind `Settling` to abort it.
 
