@@ -50,9 +50,8 @@ impl<P: Producer> Drain<P> {
     /// Commits the transaction when it is time and all of it is confirmed.
     pub(super) fn end_transaction_if_due(&mut self) {
         let Some(transaction) = &self.transaction else { return };
-        let is_single = self.cursor < self.singly_until;
         let is_due = transaction.is_due()
-            || transaction.is_full(if is_single { 1 } else { usize::MAX })
+            || transaction.is_full()
             || self.stop.is_some_and(|stop| self.is_all_sent(stop));
         if transaction.is_begun() && is_due && matches!(self.state, State::Flowing) && self.window.is_empty()
         {
@@ -201,6 +200,7 @@ impl<P: Producer> Drain<P> {
         (self.sent, self.confirmed) = (self.cursor, self.cursor);
         self.run = Run::default();
         self.window.clear();
+        self.is_alone = false;
         self.round_at = Instant::now();
     }
 }

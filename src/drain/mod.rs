@@ -17,6 +17,7 @@
 //! it. Its steps are a fourth state, `Stepping`: entered at the start, when a transaction is due and all of it is
 //! confirmed, and behind `Settling` to abort it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -176,8 +177,10 @@ pub struct Drain<P> {
     committed: Seq,
     committed_at: Instant,
     round_at: Instant,
-    /// Up to here events go out one by one: a refused one is among them.
-    singly_until: Seq,
+    /// Were refused, perhaps for a neighbour in their batch: each goes out alone until Kafka has it.
+    suspects: BTreeSet<Seq>,
+    /// One of them is in flight.
+    is_alone: bool,
     /// The window was filled while there was more to send: confirmations set the pace, not the rounds.
     is_behind: bool,
     backoff: Backoff,
@@ -217,7 +220,8 @@ impl<P: Producer> Drain<P> {
             committed: cursor,
             committed_at: now,
             round_at: now,
-            singly_until: Seq(0),
+            suspects: BTreeSet::new(),
+            is_alone: false,
             is_behind: false,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_MAX),
             refusal_logs: RefusalLogs::default(),
@@ -319,9 +323,13 @@ impl<P: Producer> Drain<P> {
         }
         if let Some(last) = self.window.advance() {
             self.confirmed = last;
+            if self.suspects.first().is_some_and(|suspect| *suspect <= last) {
+                self.suspects = self.suspects.split_off(&last.next());
+            }
         }
         if self.window.is_empty() {
             self.confirmed = self.confirmed.max(self.sent);
+            self.is_alone = false;
         }
         if !self.is_transaction_begun() && self.confirmed > self.cursor {
             self.cursor = self.confirmed;
@@ -337,7 +345,7 @@ impl<P: Producer> Drain<P> {
 
     /// What was refused is through: the next refusal is a new one.
     fn forget_refusals(&mut self) {
-        if self.cursor >= self.singly_until {
+        if self.suspects.is_empty() {
             self.backoff.reset();
         }
     }
@@ -354,7 +362,7 @@ impl<P: Producer> Drain<P> {
         let Some(seq) = self.window.refuse(tag) else { return };
         // What failed only because the producer broke is no suspect.
         if !matches!(outcome, Outcome::Failed(_)) {
-            self.singly_until = self.singly_until.max(seq);
+            self.suspects.insert(seq);
         }
         self.state = State::Settling;
         self.log_refusal(Some(seq), outcome);
@@ -404,7 +412,7 @@ impl<P: Producer> Drain<P> {
             }
             tokio::task::yield_now().await;
         }
-        self.is_behind = !self.has_room() && self.sent >= self.singly_until;
+        self.is_behind = !self.has_room();
         if is_sent {
             self.round_at = Instant::now();
         }
@@ -446,7 +454,10 @@ impl<P: Producer> Drain<P> {
     fn send_events(&mut self, run: &Run) -> bool {
         let from = self.sent;
         for (seq, origin, event) in run.events().skip_while(|(seq, ..)| *seq <= from) {
-            if !self.has_room() || !self.begin_if_needed() {
+            let is_suspect = self.suspects.contains(&seq);
+            // Order: nothing shares a batch with a suspect, and nothing passes it before Kafka confirmed it.
+            let is_free = self.has_room() && (!is_suspect || self.window.is_empty());
+            if !is_free || !self.begin_if_needed() {
                 return false;
             }
             let tag = self.window.next_tag();
@@ -468,6 +479,7 @@ impl<P: Producer> Drain<P> {
             }
             let ping = self.pings.as_ref().map(|pings| pings.channel.ping(&event));
             self.window.push(seq, bytes, event.received.boot_us, ping);
+            self.is_alone = is_suspect;
             if let Some(transaction) = &mut self.transaction {
                 transaction.add(bytes);
             }
@@ -485,16 +497,9 @@ impl<P: Producer> Drain<P> {
     }
 
     fn has_room(&self) -> bool {
-        // Order: the cursor, not what was sent: nothing passes a refused event before Kafka confirmed it.
-        let is_single = self.cursor < self.singly_until;
-        let events_max = if is_single { 1 } else { usize::MAX };
-        if self.transaction.as_ref().is_some_and(|transaction| transaction.is_full(events_max)) {
-            return false;
-        }
-        if is_single {
-            return self.window.is_empty();
-        }
-        self.window.len() < WINDOW_EVENTS_MAX && self.window.bytes() < self.options.window_bytes_max
+        !self.is_alone
+            && !self.transaction.as_ref().is_some_and(Transaction::is_full)
+            && self.window.len() < WINDOW_EVENTS_MAX && self.window.bytes() < self.options.window_bytes_max
     }
 
     /// Whether the last hand-over is still on its way: an idempotent librdkafka sends a partition's next batch only
@@ -559,6 +564,7 @@ impl<P: Producer> Drain<P> {
             self.run = Run::default();
         }
         self.window.clear();
+        self.is_alone = false;
     }
 
     fn pause_until_tried_again(&mut self) {

@@ -82,9 +82,9 @@ impl Transaction {
     }
 
     /// Whether nothing more may go into it.
-    pub(super) fn is_full(&self, events_max: usize) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.begun.is_some_and(|begun| {
-            begun.events >= events_max.min(self.limits.events_max) || begun.bytes >= self.limits.bytes_max
+            begun.events >= self.limits.events_max || begun.bytes >= self.limits.bytes_max
         })
     }
 
@@ -130,21 +130,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_ends_by_time_bytes_or_events() {
         let mut transaction = transaction();
-        assert!(!transaction.is_full(1) && !transaction.is_due() && !transaction.is_outlived());
+        assert!(!transaction.is_full() && !transaction.is_due() && !transaction.is_outlived());
         transaction.begin();
         assert!(!transaction.is_due());
         tokio::time::advance(Duration::from_millis(100)).await;
-        assert!(transaction.is_due() && !transaction.is_full(10));
+        assert!(transaction.is_due() && !transaction.is_full());
         transaction.add(10);
-        assert!(transaction.is_full(1) && !transaction.is_full(2));
+        assert!(!transaction.is_full());
         transaction.add(990);
-        assert!(transaction.is_full(usize::MAX), "bytes");
+        assert!(transaction.is_full(), "bytes");
         transaction.end();
         transaction.begin();
         for _ in 0..10 {
             transaction.add(1);
         }
-        assert!(transaction.is_full(usize::MAX), "events");
+        assert!(transaction.is_full(), "events");
         transaction.confirm(4);
         assert_eq!((transaction.end(), transaction.is_begun()), (4, false));
     }

@@ -22,7 +22,7 @@ use rdkafka::producer::{
 use tokio::sync::Notify;
 
 use super::transaction::{Step, StepEnd, StepError};
-use super::{Fatal, Outcome, Producer, ProducerError, Record, Report, SendError};
+use super::{Fatal, Outcome, Producer, ProducerError, Record, Rejection, Report, SendError};
 use crate::log::Limited;
 use crate::secret::Secret;
 use crate::stats::{LinkState, Stats};
@@ -304,7 +304,7 @@ impl Producer for KafkaProducer {
             KafkaError::MessageProduction(RDKafkaErrorCode::Fatal) => SendError::Fatal(error.to_string()),
             other => match outcome(&other) {
                 Outcome::Misconfigured(reason) => SendError::Misconfigured(reason),
-                _ => SendError::Rejected(other.to_string()),
+                _ => SendError::Rejected(rejection(&other)),
             },
         })
     }
@@ -390,10 +390,15 @@ fn outcome(error: &KafkaError) -> Outcome {
             | Code::InvalidTimestamp
             | Code::InvalidRecord
             | Code::UnsupportedCompressionType,
-        ) => Outcome::Rejected(text),
+        ) => Outcome::Rejected(rejection(error)),
         Some(code) if is_misconfiguration(code) => Outcome::Misconfigured(text),
         _ => Outcome::Failed(text),
     }
+}
+
+fn rejection(error: &KafkaError) -> Rejection {
+    let code = error.rdkafka_error_code().map_or(0, |code| code as i32);
+    Rejection { code, reason: error.to_string() }
 }
 
 /// What somebody has to mend: a right or a topic.

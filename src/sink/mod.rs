@@ -47,6 +47,16 @@ impl Record<'_> {
     }
 }
 
+/// Why a record can never be delivered as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{reason}")]
+pub struct Rejection {
+    /// Kafka's error code, or librdkafka's own, which are below zero.
+    pub code: i32,
+    /// In words.
+    pub reason: String,
+}
+
 /// Why a record was not taken into the producer's queue.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -56,7 +66,7 @@ pub enum SendError {
     QueueFull,
     /// This record can never be sent as it is.
     #[error("{0}")]
-    Rejected(String),
+    Rejected(Rejection),
     /// A right or the topic is missing: keep the record, somebody has to mend it.
     #[error("{0}")]
     Misconfigured(String),
@@ -82,7 +92,7 @@ pub enum Outcome {
     /// Kafka confirmed it.
     Delivered,
     /// Kafka refused it, or the batch it was in, for its content: size, timestamp, format.
-    Rejected(String),
+    Rejected(Rejection),
     /// Kafka refused it for a setting: authorisation, unknown or invalid topic. Waiting helps once somebody mends it.
     Misconfigured(String),
     /// The producer gave it up or is broken.
