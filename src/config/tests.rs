@@ -296,6 +296,9 @@ delivery = "at_most_once"
 timestamp = "event"
 compression = "zstd"
 round_interval = "1ms"
+max_rate = "1 MiB"
+max_event_rate = 2000
+start_jitter = "1m"
 transaction_interval = "50ms"
 transaction_bytes = "1 MiB"
 transaction_events = 500
@@ -367,6 +370,8 @@ fn a_full_file_sets_everything() {
     assert_eq!(config.buffer.bytes_max, 500_000_000_000);
     assert_eq!(config.buffer.queue_bytes_max, 16 << 20);
     assert_eq!(config.drain.delivery, drain::Delivery::AtMostOnce);
+    assert_eq!(config.drain.rates, drain::Rates { bytes: Some(1 << 20), events: Some(2000) });
+    assert_eq!(config.drain.start_jitter, Duration::from_secs(60));
     let transaction = config.drain.transaction;
     assert_eq!(
         (transaction.interval, transaction.timeout),

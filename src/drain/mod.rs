@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 mod exactly_once;
+mod pace;
 mod transaction;
 mod window;
 
@@ -42,6 +43,8 @@ use crate::sink::record::Formatter;
 use crate::sink::transaction::Step;
 use crate::sink::{Fatal, Outcome, Producer, ProducerError, Report, SendError};
 use crate::stats::{LinkState, Stats};
+use pace::Pace;
+pub use pace::Rates;
 pub use transaction::Limits as TransactionLimits;
 use transaction::Transaction;
 use window::Window;
@@ -91,6 +94,10 @@ pub struct Options {
     pub window_bytes_max: usize,
     /// For exactly once.
     pub transaction: TransactionLimits,
+    /// The most that may go out.
+    pub rates: Rates,
+    /// Before the first event goes out: any time up to this, by chance, so that a fleet does not come back in one beat.
+    pub start_jitter: Duration,
     /// How long it may go on after the stop: half of it sending, all of it waiting for confirmations.
     pub stop_grace: Duration,
 }
@@ -174,6 +181,7 @@ pub struct Drain<P> {
     /// Everything up to here may be forgotten: confirmed, and in exactly once committed.
     cursor: Seq,
     transaction: Option<Transaction>,
+    pace: Pace,
     committed: Seq,
     committed_at: Instant,
     round_at: Instant,
@@ -217,6 +225,7 @@ impl<P: Producer> Drain<P> {
             cursor,
             transaction: (options.delivery == Delivery::ExactlyOnce)
                 .then(|| Transaction::new(options.transaction)),
+            pace: Pace::new(options.rates),
             committed: cursor,
             committed_at: now,
             round_at: now,
@@ -236,8 +245,15 @@ impl<P: Producer> Drain<P> {
     ///
     /// Cancel safe: no; dropped events in flight go out again after the next start.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), DrainError> {
-        if self.transaction.is_some() {
-            self.open();
+        let jitter = self.options.start_jitter.mul_f64(fastrand::f64());
+        if jitter.is_zero() {
+            self.go_on();
+        } else {
+            tracing::info!(
+                jitter_ms = jitter.as_millis(),
+                "the first event to Kafka waits (kafka.start_jitter)"
+            );
+            self.state = State::Waiting(Instant::now() + jitter);
         }
         loop {
             let is_reported = self.collect() | self.step_ended()?;
@@ -462,9 +478,9 @@ impl<P: Producer> Drain<P> {
             }
             let tag = self.window.next_tag();
             let producer = &mut self.producer;
-            let mut bytes = 0;
+            let (mut bytes, mut line_bytes) = (0, 0);
             let sent = self.formatter.format(seq, origin, &event, |record| {
-                bytes = record.memory();
+                (bytes, line_bytes) = (record.memory(), record.bytes());
                 producer.send(record, tag)
             });
             match sent {
@@ -480,6 +496,7 @@ impl<P: Producer> Drain<P> {
             let ping = self.pings.as_ref().map(|pings| pings.channel.ping(&event));
             self.window.push(seq, bytes, event.received.boot_us, ping);
             self.is_alone = is_suspect;
+            self.pace.take(line_bytes);
             if let Some(transaction) = &mut self.transaction {
                 transaction.add(bytes);
             }
@@ -497,9 +514,13 @@ impl<P: Producer> Drain<P> {
     }
 
     fn has_room(&self) -> bool {
+        // While nobody answers one event asks whether Kafka is back: not a window of a fleet's gateways each.
+        let events_max = if self.stats.kafka.get() == LinkState::Up { WINDOW_EVENTS_MAX } else { 1 };
         !self.is_alone
+            && self.pace.opens_at().is_none()
             && !self.transaction.as_ref().is_some_and(Transaction::is_full)
-            && self.window.len() < WINDOW_EVENTS_MAX && self.window.bytes() < self.options.window_bytes_max
+            && self.window.len() < events_max
+            && self.window.bytes() < self.options.window_bytes_max
     }
 
     /// Whether the last hand-over is still on its way: an idempotent librdkafka sends a partition's next batch only
@@ -610,6 +631,7 @@ impl<P: Producer> Drain<P> {
         let round_end = self.round_at + self.options.round_interval;
         let commit_due = self.committed_at + COMMIT_INTERVAL;
         let waiting_until = if let State::Waiting(until) = self.state { Some(until) } else { None };
+        let pace_opens = self.pace.opens_at().filter(|_| matches!(self.state, State::Flowing));
         // Over it already, nothing but reports ends the wait.
         let transaction_due =
             self.transaction.as_ref().and_then(Transaction::due_at).filter(|due| *due > Instant::now());
@@ -628,6 +650,7 @@ impl<P: Producer> Drain<P> {
             () = sleep_until(commit_due), if !is_paced && self.cursor > self.committed => {}
             () = sleep_until(waiting_until.unwrap_or(round_end)), if waiting_until.is_some() => {}
             () = sleep_until(transaction_due.unwrap_or(round_end)), if !is_paced && transaction_due.is_some() => {}
+            () = sleep_until(pace_opens.unwrap_or(round_end)), if !is_paced && pace_opens.is_some() => {}
             () = sleep_until(stop_times.unwrap_or(round_end)), if is_stopping => {}
             () = stop.cancelled(), if !is_stopping => {
                 let now = Instant::now();

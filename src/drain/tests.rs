@@ -260,6 +260,8 @@ impl Bench {
                 events_max: 100,
                 timeout: Duration::from_secs(30),
             },
+            rates: Rates::default(),
+            start_jitter: Duration::ZERO,
             stop_grace: Duration::from_secs(2),
         };
         let formatter = Formatter::new("t", kafka::Timestamp::Send, self.buffer.logs());
@@ -589,4 +591,23 @@ async fn a_twin_ends_the_drain_and_a_transaction_that_was_too_old_does_not() {
     let (ended, ()) = tokio::join!(running, beside);
     ended.unwrap();
     bench.producer.with(|script| assert_eq!(script.restarts, 1));
+}
+
+#[tokio::test]
+async fn while_nobody_answers_one_event_asks_whether_kafka_is_back() {
+    let bench = Bench::new();
+    bench.fates(&[(1, Fate::Hold)]);
+    bench
+        .run(Delivery::AtLeastOnce, async |bench| {
+            bench.stats.kafka.set(LinkState::Down);
+            bench.append(1..=100).await;
+            bench.producer.until(|script| script.held.len() == 1).await;
+            // Longer than a hand-over waits for its confirmations: 2 would have gone out by now.
+            tokio::time::sleep(HAND_OVER_WAIT + Duration::from_millis(200)).await;
+            bench.producer.with(|script| assert_eq!(script.sent.len(), 1));
+            bench.producer.release();
+            bench.producer.until(|script| script.delivered == ids(1..=100)).await;
+            bench.producer.with(|script| assert!(script.sent.len() == 100));
+        })
+        .await;
 }

@@ -40,6 +40,12 @@ const RECORD_BYTES: usize = 400;
 const HEADER_BYTES: usize = 64;
 
 impl Record<'_> {
+    /// Bytes of key, value and headers: what goes over the line, but for what the protocol adds and compression takes.
+    pub fn bytes(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| name.len() + value.len());
+        self.key.len() + self.payload.len() + headers.sum::<usize>()
+    }
+
     /// About how much memory it takes until it is confirmed.
     pub fn memory(&self) -> usize {
         let headers = self.headers.iter().map(|(name, value)| HEADER_BYTES + name.len() + value.len());

@@ -20,6 +20,7 @@ mod harness;
 mod losses;
 mod mqtt;
 mod outage;
+mod pace;
 mod process;
 mod redis;
 mod services_obey;

@@ -117,14 +117,52 @@ fn drain(r: &mut Reader, agent: &Agent, limits: &Limits, buffer: &buffer::Option
         ms(5),
         ms(1)..=secs(60),
     );
+    let (rates, start_jitter) = pace(r);
     let transaction = transaction(r, buffer);
     drain::Options {
         delivery,
         round_interval,
         transaction,
+        rates,
+        start_jitter,
         window_bytes_max: limits.quarter().min(size(buffer.bytes_max / WINDOW_SHARE)),
         stop_grace: agent.stop_grace,
     }
+}
+
+/// How fast events go out.
+fn pace(r: &mut Reader) -> (drain::Rates, Duration) {
+    let bytes = r.bytes(
+        Key {
+            name: "kafka.max_rate",
+            meaning: "Most bytes a second to Kafka, of keys, values and headers before compression; `0`: no limit. For a line \
+                      that others need too while a backlog is drained.",
+            delivery: "Events wait in the buffer for longer. Below the rate at which they come the buffer fills up.",
+        },
+        0,
+        0..=super::GIB,
+    );
+    let events = r.integer(
+        Key {
+            name: "kafka.max_event_rate",
+            meaning: "Most events a second to Kafka; `0`: no limit.",
+            delivery: "As kafka.max_rate.",
+        },
+        0,
+        0..=1_000_000,
+    );
+    let start_jitter = r.duration(
+        Key {
+            name: "kafka.start_jitter",
+            meaning: "Before the first event goes to Kafka the agent waits any time up to this, by chance: gateways that get \
+                      their power back together do not come back together.",
+            delivery: "Events are taken and acknowledged meanwhile.",
+        },
+        secs(0),
+        secs(0)..=mins(60),
+    );
+    let limit = |rate: u64| Some(rate).filter(|rate| *rate > 0);
+    (drain::Rates { bytes: limit(bytes), events: limit(events) }, start_jitter)
 }
 
 /// The transactions of `exactly_once`.
