@@ -10,13 +10,13 @@ use crate::harness::unique;
 use crate::harness::wait::USUAL;
 
 /// Sends `count` events of about `bytes` and returns when they are acknowledged.
-fn send(agent: &Agent, count: u64, bytes: usize) {
+fn send(agent: &Agent, count: usize, bytes: usize) {
     let source = unique("pace");
     let mut client = agent.unix();
-    for n in 0..count {
+    for n in 0..count as u64 {
         client.send_line(&line_of(&source, n, bytes));
     }
-    client.wait_ack(count, USUAL);
+    client.wait_ack(count as u64, USUAL);
 }
 
 /// Seconds between the first record and the last, by the time of their sending.
@@ -27,7 +27,7 @@ fn span_s(records: &[Record]) -> f64 {
 
 #[test]
 fn rates_hold_for_events_and_for_bytes() {
-    const EVENTS: u64 = 600;
+    const EVENTS: usize = 600;
     let brokers = &Shared::get().kafka;
     for (key, rate, least_s) in
         [("kafka.max_event_rate", 200.into(), 2.8), ("kafka.max_rate", "200 KiB".into(), 2.8)]
@@ -39,7 +39,7 @@ fn rates_hold_for_events_and_for_bytes() {
         });
         // 600 kB and more, acknowledged long before the last one may go.
         send(&agent, EVENTS, 1000);
-        let records = consume_count(brokers, &topic, EVENTS as usize, USUAL);
+        let records = consume_count(brokers, &topic, EVENTS, USUAL);
         let span_s = span_s(&records);
         eprintln!("{key} = {rate}: {EVENTS} events within {span_s} s");
         // A machine that is slow only adds to it; a tenth of a second's worth goes out at once.
@@ -49,7 +49,7 @@ fn rates_hold_for_events_and_for_bytes() {
 
 #[test]
 fn a_quota_of_the_brokers_slows_the_drain_and_costs_nothing() {
-    const EVENTS: u64 = 1000;
+    const EVENTS: usize = 1000;
     let kafka = Private::kafka();
     let topic = create_topic(kafka.address(), 1);
     let status = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/services"))
@@ -69,9 +69,9 @@ fn a_quota_of_the_brokers_slows_the_drain_and_costs_nothing() {
         config.kafka(kafka.address(), &topic).set("kafka.compression", "none");
     });
     send(&agent, EVENTS, 1000);
-    let records = consume_count(kafka.address(), &topic, EVENTS as usize, USUAL * 2);
+    let records = consume_count(kafka.address(), &topic, EVENTS, USUAL * 2);
     assert_eq!(agent.stop().code(), Some(0));
-    assert_eq!(read_all(kafka.address(), &topic).len() as u64, EVENTS);
+    assert_eq!(read_all(kafka.address(), &topic).len(), EVENTS);
     assert_no_duplicates(&records.iter().map(Stored::of).collect::<Vec<_>>());
     assert!(!agent.log_contains("is tried again"), "{:?}", agent.log());
 }
