@@ -141,6 +141,14 @@ pub(super) fn kafka_topic(text: &str) -> Result<String, String> {
     length(text, 249).map(str::to_owned)
 }
 
+/// A Kafka topic without a placeholder.
+pub(super) fn fixed_kafka_topic(text: &str) -> Result<String, String> {
+    if text.contains('{') {
+        return Err("no placeholder is possible here".to_owned());
+    }
+    kafka_topic(text)
+}
+
 /// A socket's path: the kernel keeps 108 bytes for it, the last one zero.
 pub(super) fn socket_path(text: &str) -> Result<std::path::PathBuf, String> {
     length(text, 107).map(std::path::PathBuf::from)

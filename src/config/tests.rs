@@ -296,6 +296,8 @@ delivery = "at_most_once"
 timestamp = "event"
 compression = "zstd"
 round_interval = "1ms"
+dead_letter_topic = "site-4.refused"
+dead_letter_max_bytes = "32 MiB"
 sasl_password_file = "kafka-secret"
 ssl_key_password_file = "kafka-secret"
 
@@ -362,6 +364,9 @@ fn a_full_file_sets_everything() {
     assert_eq!(config.buffer.bytes_max, 500_000_000_000);
     assert_eq!(config.buffer.queue_bytes_max, 16 << 20);
     assert_eq!(config.drain.delivery, drain::Delivery::AtMostOnce);
+    let DeadLetters { topic, store } = config.dead_letters;
+    assert_eq!(topic.as_deref(), Some("site-4.refused"));
+    assert_eq!((store.dir.as_path(), store.bytes_max), (Path::new("/data/fieldpost/dead-letters"), 32 << 20));
     let kafka = config.kafka.unwrap();
     let properties: BTreeSet<_> =
         kafka.properties.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -496,6 +501,22 @@ const BAD_VALUES: &[(&str, &str)] = &[
     (
         "[kafka]\ntopic = \"a b\"",
         "fieldpost.toml:2: kafka.topic = \"a b\": ` ` is not allowed; allowed: 1 to 249 characters of A-Z a-z 0-9 . _ - and {source_type}",
+    ),
+    (
+        "[kafka]\ndead_letter_topic = \"refused.{source_type}\"",
+        "fieldpost.toml:2: kafka.dead_letter_topic = \"refused.{source_type}\": no placeholder is possible here; allowed: 1 to 249 characters of A-Z a-z 0-9 . _ -",
+    ),
+    (
+        "[kafka]\ndead_letter_topic = \"fieldpost\"",
+        "fieldpost.toml:2: kafka.dead_letter_topic = \"fieldpost\": is kafka.topic: what is refused there would be sent there again; name another topic",
+    ),
+    (
+        "[kafka]\ndead_letter_max_bytes = \"1 MiB\"\n[limits]\nmax_event_bytes = \"600 KiB\"",
+        "fieldpost.toml:2: kafka.dead_letter_max_bytes = \"1 MiB\": too small for limits.max_event_bytes = \"600 KiB\"; allowed: \"1200 KiB\" or more",
+    ),
+    (
+        "[kafka]\ndead_letter_max_bytes = \"2 GiB\"",
+        "fieldpost.toml:2: kafka.dead_letter_max_bytes = \"2 GiB\": too large; allowed: 1 MiB to 1 GiB",
     ),
     (
         "[kafka]\ndelivery = \"exactly_once\"",
