@@ -15,6 +15,7 @@ pub mod backoff;
 pub mod buffer;
 pub mod cli;
 pub mod config;
+pub mod dead_letter;
 pub mod drain;
 pub mod error;
 pub mod event;

@@ -6,6 +6,8 @@ pub const USAGE: u8 = 64;
 pub const DATA: u8 = 65;
 /// The input cannot be read.
 pub const NO_INPUT: u8 = 66;
+/// No agent listens on the socket.
+pub const UNAVAILABLE: u8 = 69;
 /// A bug: a stage ended that should not.
 pub const BUG: u8 = 70;
 /// The buffer's directory, the socket's folder or standard output cannot be used.

@@ -1,13 +1,17 @@
 //! The command line: one file per command, each with its `Args` and a `run` that returns the exit code.
 
+mod ask;
 pub mod buffer;
 pub mod check;
 pub mod config;
+pub mod dead_letter;
 pub mod demo;
 pub mod exit;
+mod line;
 pub mod load;
 pub mod run;
 pub mod send;
+mod text;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -31,6 +35,7 @@ enum Command {
     Check(check::Args),
     Config(config::Args),
     Buffer(buffer::Args),
+    DeadLetter(dead_letter::Args),
     Demo(demo::Args),
 }
 
@@ -42,6 +47,7 @@ Examples:
   fieldpost run --config fieldpost.toml        the agent, until a signal
   fieldpost send < events.ndjson               hand events to a running agent, wait until they are durable
   fieldpost buffer status                      what waits, since when, what was lost
+  fieldpost dead-letter list                   what Kafka refused, and why
 
 Exit codes:
   0   done                       74  storage cannot be used
@@ -76,6 +82,7 @@ impl Cli {
             Command::Check(args) => args.run(),
             Command::Config(args) => args.run(),
             Command::Buffer(args) => args.run(),
+            Command::DeadLetter(args) => args.run(),
             Command::Demo(args) => args.run(),
         }
     }

@@ -28,7 +28,7 @@ use crate::ingest::route::Routes;
 use crate::ingest::{mqtt, unix};
 use crate::ping::ChannelTemplate;
 use crate::sink::{kafka, redis};
-use crate::{buffer, drain, log, losses};
+use crate::{buffer, dead_letter, drain, log, losses};
 
 pub use problem::{ConfigErrors, Problem, Source};
 pub use reader::Effective;
@@ -77,6 +77,15 @@ pub struct Redis {
     pub ping_after: PingAfter,
 }
 
+/// Where events go that Kafka refuses for their content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetters {
+    /// Their topic, another one than a fixed [`kafka::Options::topic`]; `None`: the store at once.
+    pub topic: Option<String>,
+    /// The store beside the buffer.
+    pub store: dead_letter::Options,
+}
+
 /// The whole configuration, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -98,6 +107,8 @@ pub struct Config {
     pub drain: drain::Options,
     /// Kafka; `None` only where nothing is run, see [`Config::kafka`].
     pub kafka: Option<kafka::Options>,
+    /// Where events go that Kafka refuses for their content.
+    pub dead_letters: DeadLetters,
     /// Pings, if they are on.
     pub redis: Option<Redis>,
     /// What is told of losses.

@@ -304,6 +304,8 @@ transaction_bytes = "1 MiB"
 transaction_events = 500
 transaction_timeout = "60s"
 cursor_topic = "cursors"
+dead_letter_topic = "site-4.refused"
+dead_letter_max_bytes = "32 MiB"
 sasl_password_file = "kafka-secret"
 ssl_key_password_file = "kafka-secret"
 
@@ -378,6 +380,9 @@ fn a_full_file_sets_everything() {
         (Duration::from_millis(50), Duration::from_secs(60))
     );
     assert_eq!((transaction.bytes_max, transaction.events_max), (1 << 20, 500));
+    let DeadLetters { topic, store } = config.dead_letters;
+    assert_eq!(topic.as_deref(), Some("site-4.refused"));
+    assert_eq!((store.dir.as_path(), store.bytes_max), (Path::new("/data/fieldpost/dead-letters"), 32 << 20));
     let kafka = config.kafka.unwrap();
     let properties: BTreeSet<_> =
         kafka.properties.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -532,6 +537,22 @@ const BAD_VALUES: &[(&str, &str)] = &[
     (
         "[kafka]\nproperties = { \"transactional.id\" = \"x\" }",
         "fieldpost.toml:2: kafka.properties.\"transactional.id\" is not allowed here: it follows from agent.id, with kafka.delivery = \"exactly_once\"",
+    ),
+    (
+        "[kafka]\ndead_letter_topic = \"refused.{source_type}\"",
+        "fieldpost.toml:2: kafka.dead_letter_topic = \"refused.{source_type}\": no placeholder is allowed here; allowed: 1 to 249 characters of A-Z a-z 0-9 . _ -",
+    ),
+    (
+        "[kafka]\ndead_letter_topic = \"fieldpost\"",
+        "fieldpost.toml:2: kafka.dead_letter_topic = \"fieldpost\": is kafka.topic: what is refused there would be sent there again; name another topic",
+    ),
+    (
+        "[kafka]\ndead_letter_max_bytes = \"1 MiB\"\n[limits]\nmax_event_bytes = \"600 KiB\"",
+        "fieldpost.toml:2: kafka.dead_letter_max_bytes = \"1 MiB\": too small for limits.max_event_bytes = \"600 KiB\"; allowed: \"1200 KiB\" or more",
+    ),
+    (
+        "[kafka]\ndead_letter_max_bytes = \"2 GiB\"",
+        "fieldpost.toml:2: kafka.dead_letter_max_bytes = \"2 GiB\": too large; allowed: 1 MiB to 1 GiB",
     ),
     (
         "[kafka]\nproperties = 1",

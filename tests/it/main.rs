@@ -13,6 +13,7 @@
 
 mod buffer;
 mod crash;
+mod dead_letter;
 mod demo;
 mod exactly_once;
 mod full;

@@ -5,20 +5,16 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
-use serde::Serialize;
 use serde_json::json;
-use serde_json::value::RawValue;
-use uuid::Uuid;
 
 use super::target::{TargetArgs, refuse, say};
-use super::text;
 use crate::buffer::block::Origin;
 use crate::buffer::view::{View, Walk};
 use crate::cli::exit;
-use crate::event::{Event, Payload, Seq};
+use crate::cli::line::{self, Place};
+use crate::cli::text;
+use crate::event::Seq;
 
 /// How much is gathered before it is written.
 const OUTPUT_BYTES: usize = 256 * 1024;
@@ -140,7 +136,7 @@ impl Args {
                     outcome.doubtful += u64::from(!event.received.clock_trusted);
                     continue;
                 }
-                write_line(view, seq, origin, &event, out).map_err(Failure::Output)?;
+                line::write(&event, place(view, seq, origin), out).map_err(Failure::Output)?;
                 outcome.events += 1;
                 outcome.first.get_or_insert(seq);
                 outcome.last = Some(seq);
@@ -192,66 +188,13 @@ impl Args {
     }
 }
 
-/// One line, in the form that the socket takes (`ingest::form`).
-#[derive(Serialize)]
-struct Form<'a> {
-    id: &'a str,
-    #[serde(rename = "type")]
-    kind: &'a str,
-    source_type: &'a str,
-    source_id: &'a str,
-    timestamp: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    payload: Option<&'a RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    payload_base64: Option<String>,
-    fieldpost: Position<'a>,
-}
-
-#[derive(Serialize)]
-struct Position<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    agent: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log: Option<Uuid>,
-    epoch: u32,
-    seq: Seq,
-    received: &'a str,
-    clock: &'static str,
-}
-
-fn write_line(
-    view: &View,
-    seq: Seq,
-    origin: Origin,
-    event: &Event<'_>,
-    out: &mut impl Write,
-) -> io::Result<()> {
-    let received = text::time(event.received.wall_us);
+fn place(view: &View, seq: Seq, origin: Origin) -> Place<'_> {
     let name = view.log_of(origin.epoch);
-    let mut space = [0; uuid::fmt::Hyphenated::LENGTH];
-    let (payload, bytes) = match event.payload {
-        // A line end in valid JSON is a space between tokens, and here it would end the event.
-        Payload::Json(text) => (Some(text.replace(['\n', '\r'], " ")), None),
-        Payload::Bytes(bytes) => (None, Some(STANDARD.encode(bytes))),
-    };
-    let form = Form {
-        id: event.id.text(&mut space),
-        kind: event.kind,
-        source_type: event.source_type,
-        source_id: event.source_id,
-        timestamp: event.timestamp.unwrap_or(&received),
-        payload: payload.as_deref().map(serde_json::from_str).transpose()?,
-        payload_base64: bytes,
-        fieldpost: Position {
-            agent: name.map(|name| name.agent.as_str()),
-            log: name.map(|name| name.log),
-            epoch: origin.epoch,
-            seq,
-            received: &received,
-            clock: text::clock(event.received),
-        },
-    };
-    serde_json::to_writer(&mut *out, &form)?;
-    out.write_all(b"\n")
+    Place {
+        agent: name.map(|name| name.agent.as_str()),
+        log: name.map(|name| name.log),
+        epoch: origin.epoch,
+        seq,
+        dead_letter: None,
+    }
 }

@@ -10,9 +10,9 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::target::{Target, TargetArgs, refuse_open, say};
-use super::text;
 use crate::buffer::{Batch, Buffer, Wait, WhenFull};
 use crate::cli::send::ledger::LineError;
+use crate::cli::text;
 use crate::cli::{exit, load};
 use crate::config::Config;
 use crate::event::Seq;

@@ -8,7 +8,6 @@ mod import;
 mod purge;
 mod status;
 mod target;
-mod text;
 mod verify;
 
 use std::process::ExitCode;

@@ -1,6 +1,5 @@
 //! `fieldpost buffer purge`: gives events up that nobody wants any more, counted.
 
-use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -9,9 +8,9 @@ use serde_json::json;
 
 use super::import::{show_warnings, with_runtime};
 use super::target::{TargetArgs, refuse_open, say};
-use super::text;
 use crate::buffer::{Buffer, ReadError, Run};
-use crate::cli::{exit, load};
+use crate::cli::text;
+use crate::cli::{ask, exit, load};
 use crate::event::{Event, Seq};
 use crate::system;
 
@@ -100,8 +99,7 @@ impl Args {
     }
 
     fn purge(&self) -> Result<ExitCode, ExitCode> {
-        let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
-        if !self.yes && !can_ask {
+        if !self.yes && !ask::is_possible() {
             say("purge", "there is no terminal to ask on: say --yes");
             return Err(exit::USAGE.into());
         }
@@ -196,22 +194,18 @@ impl Plan {
     /// Asks on the terminal.
     fn is_agreed(&self) -> bool {
         let (first_us, last_us) = self.times_us.unwrap_or_default();
-        let mut out = io::stderr().lock();
         let doubt = match self.doubtful {
             0 => String::new(),
             n => format!(" ({n} of them by a clock that was not known to be right)"),
         };
         let question = format!(
-            "Give up {} up to position {}, taken {} to {}{doubt}? They will not reach Kafka. [y/N] ",
+            "Give up {} up to position {}, taken {} to {}{doubt}? They will not reach Kafka.",
             text::count(self.events, "event"),
             self.to,
             text::short_time(first_us),
             text::short_time(last_us),
         );
-        let mut answer = String::new();
-        let asked = out.write_all(question.as_bytes()).and_then(|()| out.flush());
-        let heard = asked.and_then(|()| io::stdin().read_line(&mut answer));
-        heard.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+        ask::is_agreed(&question)
     }
 }
 

@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::target::{Target, TargetArgs, refuse};
-use super::text;
 use crate::buffer::ledger::Entry;
 use crate::buffer::probe::Owner;
 use crate::buffer::view::{Oldest, View};
 use crate::cli::load;
+use crate::cli::text;
 use crate::config::units::about_bytes;
 use crate::system::{self, Clock};
 

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use super::target::{TargetArgs, refuse};
-use super::text;
 use crate::buffer::view::{FolderReport, Report};
+use crate::cli::text;
 use crate::cli::{exit, load};
 use crate::config::units::about_bytes;
 use crate::event::Seq;

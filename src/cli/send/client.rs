@@ -23,7 +23,7 @@ const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
 /// Why the conversation ended before every line was decided.
 #[derive(Debug, Error)]
-pub(super) enum Failure {
+pub(in crate::cli) enum Failure {
     /// The input cannot be read any further: what was read is decided.
     #[error("the input cannot be read: {0}")]
     Input(io::Error),
@@ -40,22 +40,24 @@ pub(super) enum Failure {
 
 /// What was decided and why no more.
 #[derive(Debug)]
-pub(super) struct Outcome {
-    pub(super) ledger: Ledger,
-    pub(super) failure: Option<Failure>,
+pub(in crate::cli) struct Outcome {
+    pub(in crate::cli) ledger: Ledger,
+    pub(in crate::cli) failure: Option<Failure>,
 }
 
 /// How the conversation is led.
-pub(super) struct Client<'a> {
+pub(in crate::cli) struct Client<'a> {
     /// Most lines sent and not decided.
-    pub(super) window: usize,
+    pub(in crate::cli) window: usize,
     /// Longest time without a decision.
-    pub(super) timeout: Duration,
-    pub(super) progress: &'a ProgressBar,
+    pub(in crate::cli) timeout: Duration,
+    pub(in crate::cli) progress: &'a ProgressBar,
+    /// Whether each refused line is told on standard error.
+    pub(in crate::cli) tells: bool,
 }
 
 /// Connects within `timeout`, also to an agent that hangs.
-pub(super) fn open(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+pub(in crate::cli) fn open(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
     connect(&socket, &SocketAddrUnix::new(path)?)?;
@@ -102,7 +104,7 @@ impl Shared {
 
 impl Client<'_> {
     /// Sends every line of `input` and waits until all are decided.
-    pub(super) fn deliver(&self, stream: &UnixStream, input: &mut dyn BufRead) -> Outcome {
+    pub(in crate::cli) fn deliver(&self, stream: &UnixStream, input: &mut dyn BufRead) -> Outcome {
         let shared = Shared::default();
         let failure = thread::scope(|threads| {
             threads.spawn(|| self.listen(stream, &shared));
@@ -172,8 +174,8 @@ impl Client<'_> {
             drop(state);
             shared.changed.notify_all();
             match heard {
-                Ok(Some(refused)) => self.tell(&refused),
-                Ok(None) => {}
+                Ok(Some(refused)) if self.tells => self.tell(&refused),
+                Ok(_) => {}
                 Err(bad) => break Some(Failure::Answer(bad)),
             }
         };

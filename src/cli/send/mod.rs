@@ -17,29 +17,24 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-mod client;
+pub(super) mod client;
 pub(super) mod ledger;
 
+use crate::cli::exit;
 use client::{Client, Failure, Outcome};
 use ledger::LineError;
 
 /// The agent's default.
-const SOCKET: &str = "/run/fieldpost/fieldpost.sock";
+pub(super) const SOCKET: &str = "/run/fieldpost/fieldpost.sock";
 
 /// The agent's own variable for its socket.
-const SOCKET_VARIABLE: &str = "FIELDPOST_UNIX__PATH";
+pub(super) const SOCKET_VARIABLE: &str = "FIELDPOST_UNIX__PATH";
 
 /// How much input is read at once.
 const INPUT_BYTES: usize = 64 * 1024;
 
 /// Largest `--payload-file`: far above any `limits.max_event_bytes` that makes sense, and no reason to swap.
 const PAYLOAD_BYTES_MAX: u64 = 64 * 1024 * 1024;
-
-const EXIT_USAGE: u8 = 64;
-const EXIT_DATA: u8 = 65;
-const EXIT_NO_INPUT: u8 = 66;
-const EXIT_UNAVAILABLE: u8 = 69;
-const EXIT_TEMPORARY: u8 = 75;
 
 const EXAMPLES: &str = r#"Examples:
   One event, put together from options:
@@ -148,9 +143,9 @@ enum SendError {
 impl SendError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Payload(_) | Self::PayloadTooLarge { .. } => EXIT_USAGE,
-            Self::Input { .. } => EXIT_NO_INPUT,
-            Self::Unreachable { .. } => EXIT_UNAVAILABLE,
+            Self::Payload(_) | Self::PayloadTooLarge { .. } => exit::USAGE,
+            Self::Input { .. } => exit::NO_INPUT,
+            Self::Unreachable { .. } => exit::UNAVAILABLE,
         }
     }
 }
@@ -162,7 +157,7 @@ impl Send {
         let code = match self.deliver() {
             Ok(outcome) => {
                 outcome.report(began.elapsed());
-                if self.json && outcome.print_json().is_err() { EXIT_TEMPORARY } else { outcome.exit_code() }
+                if self.json && outcome.print_json().is_err() { exit::TEMPORARY } else { outcome.exit_code() }
             }
             Err(error) => {
                 eprintln!("fieldpost send: {error}");
@@ -180,7 +175,8 @@ impl Send {
             client::open(&path, timeout).map_err(|source| SendError::Unreachable { path, source })?;
         let progress = progress();
         let window = usize::try_from(self.window).unwrap_or(usize::MAX);
-        let outcome = Client { window, timeout, progress: &progress }.deliver(&stream, &mut input);
+        let outcome =
+            Client { window, timeout, progress: &progress, tells: true }.deliver(&stream, &mut input);
         progress.finish_and_clear();
         Ok(outcome)
     }
@@ -271,10 +267,10 @@ impl ContentArgs {
 impl Outcome {
     fn exit_code(&self) -> u8 {
         match &self.failure {
-            Some(Failure::Input(_)) => EXIT_NO_INPUT,
-            Some(_) => EXIT_TEMPORARY,
-            None if self.ledger.refused_for_now > 0 => EXIT_TEMPORARY,
-            None if self.ledger.refused_for_good > 0 => EXIT_DATA,
+            Some(Failure::Input(_)) => exit::NO_INPUT,
+            Some(_) => exit::TEMPORARY,
+            None if self.ledger.refused_for_now > 0 => exit::TEMPORARY,
+            None if self.ledger.refused_for_good > 0 => exit::DATA,
             None => 0,
         }
     }

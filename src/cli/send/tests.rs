@@ -58,7 +58,7 @@ fn wrong_use_is_refused() {
     parse(&[]).unwrap();
     parse(&["--file", "x", "--json"]).unwrap();
     let error = parse(&[&ONE[..], &["--payload", "on"]].concat()).unwrap().event.line().unwrap_err();
-    assert_eq!(error.exit_code(), EXIT_USAGE);
+    assert_eq!(error.exit_code(), exit::USAGE);
     assert!(error.to_string().contains("needs its quotes"), "{error}");
 }
 
@@ -120,18 +120,18 @@ fn the_window_bounds_what_is_sent_ahead() {
         play(stream, |number, _| (number % 10 == 0).then(|| format!("{{\"ack\":{number}}}\n")));
     });
     assert!(matches!(outcome.failure, Some(Failure::TimedOut(_))), "{outcome:?}");
-    assert_eq!((outcome.ledger.sent, outcome.exit_code()), (9, EXIT_TEMPORARY));
+    assert_eq!((outcome.ledger.sent, outcome.exit_code()), (9, exit::TEMPORARY));
 }
 
 #[test]
 fn refused_lines_decide_the_exit_code() {
     for (code, wanted) in [
-        ("invalid", EXIT_DATA),
-        ("too_large", EXIT_DATA),
-        ("buffer_full", EXIT_TEMPORARY),
-        ("timeout", EXIT_TEMPORARY),
-        ("storage", EXIT_TEMPORARY),
-        ("new", EXIT_TEMPORARY),
+        ("invalid", exit::DATA),
+        ("too_large", exit::DATA),
+        ("buffer_full", exit::TEMPORARY),
+        ("timeout", exit::TEMPORARY),
+        ("storage", exit::TEMPORARY),
+        ("new", exit::TEMPORARY),
     ] {
         let outcome = delivered("a\nb\nc", &[], |stream| {
             play(stream, |number, _| match number {
@@ -157,7 +157,7 @@ fn a_lost_connection_says_what_is_durable_and_where_to_go_on() {
         (&stream).write_all(b"{\"error\":\"no\",\"code\":\"invalid\",\"line\":3}\n{\"ack\":6}\n").unwrap();
     });
     assert!(matches!(outcome.failure, Some(Failure::Lost(_))), "{:?}", outcome.failure);
-    assert_eq!((outcome.exit_code(), outcome.ledger.acknowledged), (EXIT_TEMPORARY, 6));
+    assert_eq!((outcome.exit_code(), outcome.ledger.acknowledged), (exit::TEMPORARY, 6));
     assert_eq!(outcome.ledger.first_undecided(), Some(8));
 }
 
@@ -168,15 +168,15 @@ fn a_busy_agent_is_quoted() {
     });
     let failure = outcome.failure.as_ref().map(Failure::to_string).unwrap_or_default();
     assert!(failure.contains("too many connections"), "{failure}");
-    assert_eq!(outcome.exit_code(), EXIT_TEMPORARY);
+    assert_eq!(outcome.exit_code(), exit::TEMPORARY);
 }
 
 #[test]
 fn what_cannot_be_opened_is_named() {
     let send = parse(&["--socket", "/nonexistent/s", "--file", "/dev/null"]).unwrap();
     let error = send.deliver().unwrap_err();
-    assert_eq!(error.exit_code(), EXIT_UNAVAILABLE);
+    assert_eq!(error.exit_code(), exit::UNAVAILABLE);
     let error = parse(&["--file", "/nonexistent/f"]).unwrap().deliver().unwrap_err();
-    assert_eq!(error.exit_code(), EXIT_NO_INPUT);
+    assert_eq!(error.exit_code(), exit::NO_INPUT);
     assert!(error.to_string().contains("/nonexistent/f"), "{error}");
 }

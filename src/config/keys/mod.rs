@@ -59,7 +59,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let routes = routes::routes(r);
     let limits = limits(r);
     let (buffer, when_full) = buffer(r, &agent, &limits);
-    let (kafka, drain) = outputs::kafka(r, &agent, &limits, &buffer);
+    let (kafka, drain, dead_letters) = outputs::kafka(r, &agent, &limits, &buffer);
     let redis = outputs::redis(r);
     let ledger = ledger::ledger(r);
     let log = log(r);
@@ -79,7 +79,21 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let is_topic_sure =
         ledger.topic.is_some() || kafka.as_ref().is_none_or(|kafka| !kafka.topic.contains('{'));
     let ledger = losses::Options { announce: ledger.announce && is_topic_sure, ..ledger };
-    Config { agent, mqtt, unix, routes, limits, buffer, when_full, drain, kafka, redis, ledger, log }
+    Config {
+        agent,
+        mqtt,
+        unix,
+        routes,
+        limits,
+        buffer,
+        when_full,
+        drain,
+        kafka,
+        dead_letters,
+        redis,
+        ledger,
+        log,
+    }
 }
 
 fn agent(r: &mut Reader, host_name: &str) -> Agent {

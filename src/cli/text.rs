@@ -8,22 +8,22 @@ use jiff::Timestamp;
 use crate::event::{Seq, Stamp};
 
 /// RFC 3339 with microseconds, for programs.
-pub(super) fn time(wall_us: i64) -> String {
+pub(in crate::cli) fn time(wall_us: i64) -> String {
     format!("{:.6}", Timestamp::from_microsecond(wall_us).unwrap_or_default())
 }
 
 /// RFC 3339 to the second, for people.
-pub(super) fn short_time(wall_us: i64) -> String {
+pub(in crate::cli) fn short_time(wall_us: i64) -> String {
     format!("{:.0}", Timestamp::from_microsecond(wall_us).unwrap_or_default())
 }
 
 /// `trusted` or `untrusted`, as in the header `fieldpost-clock`.
-pub(super) fn clock(stamp: Stamp) -> &'static str {
+pub(in crate::cli) fn clock(stamp: Stamp) -> &'static str {
     if stamp.clock_trusted { "trusted" } else { "untrusted" }
 }
 
 /// The two largest units of a length of time: `3 h 2 min`.
-pub(super) fn age(age: Duration) -> String {
+pub(in crate::cli) fn age(age: Duration) -> String {
     let seconds = age.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     if days > 0 {
@@ -38,12 +38,12 @@ pub(super) fn age(age: Duration) -> String {
 }
 
 /// `1 event`, `2 events`.
-pub(super) fn count(n: u64, word: &str) -> String {
+pub(in crate::cli) fn count(n: u64, word: &str) -> String {
     format!("{n} {word}{}", if n == 1 { "" } else { "s" })
 }
 
 /// `5-7, 9`; the first few.
-pub(super) fn ranges(ranges: &[(Seq, Seq)], shown_max: usize) -> String {
+pub(in crate::cli) fn ranges(ranges: &[(Seq, Seq)], shown_max: usize) -> String {
     let one = |&(first, last): &(Seq, Seq)| {
         if first == last { first.to_string() } else { format!("{first}-{last}") }
     };
@@ -55,7 +55,7 @@ pub(super) fn ranges(ranges: &[(Seq, Seq)], shown_max: usize) -> String {
 }
 
 /// A bar over `bytes` on standard error, and only on a terminal.
-pub(super) fn bar(bytes: u64) -> ProgressBar {
+pub(in crate::cli) fn bar(bytes: u64) -> ProgressBar {
     let bar = ProgressBar::new(bytes);
     match ProgressStyle::with_template("[{bar:24}] {bytes} of {total_bytes}, {msg}") {
         Ok(style) => bar.with_style(style.progress_chars("=> ")),
