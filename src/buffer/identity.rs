@@ -150,6 +150,13 @@ pub struct LogName {
     pub agent: String,
 }
 
+impl LogName {
+    /// The name of events of `epoch`; `None` only when there are no names.
+    pub fn of(names: &[Self], epoch: u32) -> Option<&Self> {
+        names.iter().rev().find(|name| name.epoch <= epoch).or(names.first())
+    }
+}
+
 /// Where a directory is: inode number and time of birth in nanoseconds, 0 where the file system does not tell. A copy
 /// has others, a renamed directory the same.
 type Place = (u64, u64);

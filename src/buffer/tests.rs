@@ -490,7 +490,7 @@ async fn an_append_that_is_given_up_harms_nobody() {
         bench.shelf.release();
         let id = round * 100 + 99;
         let appended = buffer.append(batch(id, 1, "1"), Wait::Forever).await.unwrap();
-        assert_eq!(read_ids(&buffer, Seq(appended.first.0 - 1)).await, [id]);
+        assert_eq!(read_ids(&buffer, appended.first.before()).await, [id]);
     }
     assert!(read_ids(&buffer, Seq(0)).await.is_sorted());
     buffer.close().await;

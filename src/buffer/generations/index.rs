@@ -26,7 +26,6 @@ pub(in crate::buffer) struct Piece {
     pub(in crate::buffer) rank: Rank,
     /// Bytes of its blocks.
     pub(in crate::buffer) bytes: u64,
-    epoch: u32,
     /// Where in [`Index::places`].
     places: (u32, u32),
 }
@@ -41,8 +40,6 @@ pub(in crate::buffer) struct Index {
     pub(in crate::buffer) cursor: Seq,
     /// Everything up to here was synced once.
     pub(in crate::buffer) synced: Seq,
-    /// Highest epoch seen.
-    pub(in crate::buffer) epoch: u32,
     pub(in crate::buffer) scanned: Scanned,
 }
 
@@ -79,11 +76,10 @@ impl Index {
     }
 
     fn note(&mut self, offset: u64, block: &Block<'_>, found: &mut Vec<Found>) {
-        self.epoch = self.epoch.max(block.origin.epoch);
         match block.kind {
             Kind::Cursor => self.cursor = self.cursor.max(block.first),
             Kind::Events => {
-                let before = block.first.0.saturating_sub(1).saturating_sub(u64::from(block.unsynced));
+                let before = block.first.before().0.saturating_sub(u64::from(block.unsynced));
                 self.synced = self.synced.max(Seq(before));
             }
             Kind::Gap => self.synced = self.synced.max(block.last()),
@@ -142,7 +138,6 @@ impl Index {
                     kind: head.kind,
                     rank: head.rank,
                     bytes: group.iter().map(|block| u64::from(block.place.bytes)).sum(),
-                    epoch: head.origin.epoch,
                     places: (start, end),
                 },
             );
@@ -185,7 +180,7 @@ impl Index {
         let mut wanted = first;
         for piece in self.pieces.iter().take_while(|piece| piece.first <= last) {
             if piece.first > wanted {
-                holes.push((wanted, Seq(piece.first.0 - 1)));
+                holes.push((wanted, piece.first.before()));
             }
             wanted = wanted.max(piece.last.next());
         }
