@@ -258,6 +258,11 @@ impl<H: Shelf> Generations<H> {
         self.ledger.entries()
     }
 
+    /// As [`Ledger::changes`].
+    pub(super) fn ledger_changes(&self) -> u64 {
+        self.ledger.changes()
+    }
+
     /// Counts events that never got a position.
     pub(super) fn count(&mut self, reason: Reason, events: u64) {
         self.ledger.count(reason, events);
@@ -606,7 +611,7 @@ impl<H: Shelf> Generations<H> {
             let Some((first, _)) = self.asides.pop_front() else { break };
             self.forget_aside(first);
         }
-        self.reserve.restore(self.shelf.free_bytes());
+        self.reserve.restore(|| self.shelf.free_bytes());
     }
 
     fn forget_aside(&mut self, first: Seq) {
