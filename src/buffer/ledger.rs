@@ -331,9 +331,10 @@ mod tests {
 
     #[test]
     fn every_change_of_a_count_shows_and_nothing_else_does() {
+        type Step = fn(&mut Ledger);
         let dir = tempfile::tempdir().unwrap();
         let mut ledger = ledger(dir.path());
-        let steps: [(fn(&mut Ledger), bool); 8] = [
+        let steps: [(Step, bool); 8] = [
             (|ledger| ledger.count(Reason::Invalid, 0), false),
             (|ledger| ledger.count(Reason::Invalid, 3), true),
             (|ledger| assert_eq!(ledger.count_range(Reason::Corrupt, Seq(1), Seq(2), 0), 2), true),

@@ -156,10 +156,11 @@ impl Index {
         self.pieces.partition_point(|piece| piece.last <= after)
     }
 
-    /// Cuts off what follows the first hole behind `from` that need not have been acknowledged: what a crash tore
-    /// while it was written. Everything up to `synced` was acknowledged, so a hole before it is damage and stays.
-    pub(in crate::buffer) fn cut_torn_tail(&mut self, from: Seq, synced: Seq) {
-        let mut end = from;
+    /// Of the newest generation, which begins at `first`: cuts off what follows the first hole behind `cursor` that need
+    /// not have been acknowledged, because a crash tore it while it was written. Everything up to `known`, and what
+    /// was synced by its own account, was acknowledged, so a hole before it is damage and stays.
+    pub(in crate::buffer) fn cut_torn_tail(&mut self, first: Seq, cursor: Seq, known: Seq) {
+        let (mut end, synced) = (first.before().max(cursor), self.synced.max(known));
         let whole = self.pieces.iter().take_while(|piece| {
             let is_next = piece.first <= end.next() || piece.first <= synced;
             end = end.max(piece.last);
@@ -167,6 +168,11 @@ impl Index {
         });
         let whole = whole.count();
         self.pieces.truncate(whole);
+    }
+
+    /// Whether the end of the row and the cursor can be told from it; else the generation before it is asked.
+    pub(in crate::buffer) fn tells_end(&self) -> bool {
+        self.cursor > Seq(0) || !self.pieces.is_empty()
     }
 
     /// The last position that is there.

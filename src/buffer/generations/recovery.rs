@@ -123,15 +123,14 @@ impl<H: Shelf> Generations<H> {
             }
             self.cursor = self.cursor.max(index.cursor);
             if is_newest {
-                let before = listed.first.before().max(self.cursor);
-                index.cut_torn_tail(before, index.synced.max(self.high_water.marks().durable));
+                index.cut_torn_tail(listed.first, self.cursor, self.high_water.marks().durable);
                 end.is_uncertain |= listed.is_aside || index.scanned.unreadable > 0;
                 if let Some(sealed) = self.row.get_mut(number) {
                     sealed.note.get_or_insert_with(|| Note::of(&index));
                 }
             }
             end.last = end.last.max(index.last().unwrap_or_default());
-            if index.cursor > Seq(0) || !index.pieces.is_empty() {
+            if index.tells_end() {
                 break;
             }
             bound = listed.first.before();

@@ -177,14 +177,12 @@ impl View {
             let Ok(mut index) = folder.index(self.cursor) else { continue };
             self.newer = self.newer.or(index.scanned.newer);
             self.cursor = self.cursor.max(index.cursor);
-            let synced = index.synced.max(noted);
             if folder.bound == Seq::MAX {
-                let before = folder.first.before().max(self.cursor);
-                index.cut_torn_tail(before, synced);
+                index.cut_torn_tail(folder.first, self.cursor, noted);
             }
             let found = index.last().unwrap_or_default();
-            last = last.max(if self.is_open() { found.min(synced) } else { found });
-            if index.cursor > Seq(0) || !index.pieces.is_empty() {
+            last = last.max(if self.is_open() { found.min(index.synced.max(noted)) } else { found });
+            if index.tells_end() {
                 break;
             }
         }
