@@ -1,9 +1,10 @@
 //! The agent: builds the stages in dependency order, supervises them, stops them in order. The only file that knows
 //! all modules.
 //!
-//! Start: socket, buffer, producer, then the stages; READY when all of them run. Stop, on the first signal or when a
-//! stage ends by itself: inputs (what they read is settled and answered), drain (within `agent.stop_grace`), pings,
-//! losses (the last ones are counted), buffer. A second signal ends everything at once; what was acknowledged is on disk all the same.
+//! Start: signals, socket, buffer, producer, then the stages; READY when all of them run. Stop, on the first signal or
+//! when a stage ends by itself: inputs (what they read is settled and answered), drain (within `agent.stop_grace`),
+//! pings, losses (the last ones are counted), buffer. A second signal ends everything at once; what was acknowledged is
+//! on disk all the same.
 
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -27,14 +28,13 @@ use crate::sink::kafka::KafkaProducer;
 use crate::sink::record::Formatter;
 use crate::sink::{self, ProducerError};
 use crate::stats::{LinkState, Stats};
-use crate::system::{self, Clock, DeviceWrites, Notifier, Signals};
+use crate::system::{self, Clock, DeviceWrites, Notifier, SetBack, Signals};
 
 /// Time between two status lines.
 const STATUS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Time between two looks whether the wall clock was set back, and the least that matters: a shorter wait is over soon.
+/// Time between two looks whether the wall clock was set back.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
-const SET_BACK_MIN: Duration = Duration::from_secs(30);
 
 /// How much longer than one append the inputs may take to settle what they have read.
 const INPUT_GRACE: Duration = Duration::from_secs(3);
@@ -158,37 +158,6 @@ enum End {
     ClockSetBack(u64),
 }
 
-/// Notices when the wall clock is set back: against the time since boot, which nobody sets.
-#[derive(Debug)]
-struct SetBack {
-    clock: Clock,
-    /// Microseconds that the wall clock is ahead of the time since boot.
-    ahead_us: i64,
-}
-
-impl SetBack {
-    fn new(clock: Clock) -> Self {
-        let ahead_us = ahead_us(&clock);
-        Self { clock, ahead_us }
-    }
-
-    /// By how many seconds it was set back since the last look, if that matters.
-    fn look(&mut self) -> Option<u64> {
-        let ahead_us = ahead_us(&self.clock);
-        let back_us = std::mem::replace(&mut self.ahead_us, ahead_us).saturating_sub(ahead_us);
-        u64::try_from(back_us)
-            .ok()
-            .map(Duration::from_micros)
-            .filter(|back| *back >= SET_BACK_MIN)
-            .map(|b| b.as_secs())
-    }
-}
-
-fn ahead_us(clock: &Clock) -> i64 {
-    let now = clock.now();
-    now.wall_us.saturating_sub_unsigned(now.boot_us)
-}
-
 impl Agent {
     /// Binds the socket, opens the buffer, starts the producer. Blocks; to be called before other threads run, since
     /// it takes inherited sockets.
@@ -213,14 +182,14 @@ impl Agent {
         Ok(Self { config, stats, listener, buffer, writer, producer })
     }
 
-    /// Runs until a signal or until a stage fails, and stops in order.
+    /// Runs until a signal or until a stage fails, and stops in order. `signals` are those of the whole life of the
+    /// process: one that came before ends it right away, in order.
     ///
     /// # Errors
     /// [`AgentError`]; its exit code is the process's.
     ///
     /// Cancel safe: no, it owns the process.
-    pub async fn run(self) -> Result<(), AgentError> {
-        let mut signals = Signals::new()?;
+    pub async fn run(self, mut signals: Signals) -> Result<(), AgentError> {
         let (mut running, mut writer) = self.start();
         let failure = match running.supervise(&mut signals, &mut writer).await {
             End::Signal => None,
@@ -290,7 +259,8 @@ impl Agent {
 impl Running {
     /// Watches over the stages until there is a reason to stop.
     async fn supervise(&mut self, signals: &mut Signals, writer: &mut WriterEnd) -> End {
-        let mut clock = SetBack::new(Clock::default());
+        let clock = Clock::default();
+        let mut set_back = SetBack::new(clock.now());
         let mut look = interval_at(Instant::now() + CLOCK_INTERVAL, CLOCK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut status = interval_at(Instant::now() + STATUS_INTERVAL, STATUS_INTERVAL);
@@ -311,8 +281,8 @@ impl Running {
                     return End::Failure(AgentError::stage(BUFFER, &reason));
                 }
                 _ = look.tick() => {
-                    if let Some(seconds) = clock.look() {
-                        return End::ClockSetBack(seconds);
+                    if let Some(back) = set_back.look(clock.now()) {
+                        return End::ClockSetBack(back.as_secs());
                     }
                 }
                 _ = status.tick() => {
@@ -334,6 +304,10 @@ impl Running {
         );
         if let Err(error) = std::mem::take(&mut self.inputs).end(self.append_timeout + INPUT_GRACE).await {
             tracing::warn!(%error, "an input did not end in order");
+        }
+        // Order: as at a stop, behind the inputs that count, before the buffer that keeps it.
+        if let Err(error) = std::mem::take(&mut self.losses).end(INPUT_GRACE).await {
+            tracing::warn!(%error, "the last losses may not be counted");
         }
         self.buffer.close().await;
         if let Err(error) = writer.await {

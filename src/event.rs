@@ -31,6 +31,11 @@ impl Seq {
         self.plus(1)
     }
 
+    /// The position before this one; that of nothing has none before it.
+    pub fn before(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
     /// The position `n` events behind this one.
     pub fn plus(self, n: u64) -> Self {
         Self(self.0.saturating_add(n))

@@ -109,15 +109,7 @@ impl Losses {
 
     /// Hands what was newly counted to the ledger.
     fn count(&self) {
-        let Stats { refused, mqtt_qos0_dropped, too_large, invalid, kafka_lost, .. } = &*self.stats;
-        let counted: [(Reason, &Watched); 5] = [
-            (Reason::Rejected, refused),
-            (Reason::Rejected, mqtt_qos0_dropped),
-            (Reason::TooLarge, too_large),
-            (Reason::Invalid, invalid),
-            (Reason::Undelivered, kafka_lost),
-        ];
-        for (reason, counter) in counted {
+        for (reason, counter) in counted(&self.stats) {
             let events = counter.unsettled();
             if events > 0 && self.buffer.count(reason, events) {
                 counter.settle(events);
@@ -186,15 +178,26 @@ impl Losses {
     }
 }
 
+/// What the other stages count, and under which reason it goes to the ledger.
+fn counted(stats: &Stats) -> [(Reason, &Watched); 5] {
+    [
+        (Reason::Rejected, &stats.refused),
+        (Reason::Rejected, &stats.mqtt_qos0_dropped),
+        (Reason::TooLarge, &stats.too_large),
+        (Reason::Invalid, &stats.invalid),
+        (Reason::Undelivered, &stats.kafka_lost),
+    ]
+}
+
 /// Returns when there may be something to count or to tell.
 async fn something_counted(stats: &Stats, buffer: &Buffer) {
-    let Stats { refused, mqtt_qos0_dropped, too_large, invalid, kafka_lost, .. } = stats;
+    let [one, two, three, four, five] = counted(stats).map(|(_, counter)| counter.grown());
     tokio::select! {
-        () = refused.grown() => {}
-        () = mqtt_qos0_dropped.grown() => {}
-        () = too_large.grown() => {}
-        () = invalid.grown() => {}
-        () = kafka_lost.grown() => {}
+        () = one => {}
+        () = two => {}
+        () = three => {}
+        () = four => {}
+        () = five => {}
         () = buffer.ledger_changed() => {}
     }
 }

@@ -79,6 +79,34 @@ impl Clock {
     }
 }
 
+/// The least that the wall clock is set back to matter: a shorter wait on it is over soon.
+const SET_BACK_MIN: Duration = Duration::from_secs(30);
+
+/// Notices when the wall clock is set back: against the time since boot, which nobody sets.
+#[derive(Debug)]
+pub(crate) struct SetBack {
+    /// Microseconds that the wall clock is ahead of the time since boot.
+    ahead_us: i64,
+}
+
+impl SetBack {
+    /// Looks from `now` on.
+    pub(crate) fn new(now: Stamp) -> Self {
+        Self { ahead_us: ahead_us(now) }
+    }
+
+    /// How far it was set back between the last look and `now`, if that matters.
+    pub(crate) fn look(&mut self, now: Stamp) -> Option<Duration> {
+        let ahead_us = ahead_us(now);
+        let back_us = std::mem::replace(&mut self.ahead_us, ahead_us).saturating_sub(ahead_us);
+        u64::try_from(back_us).ok().map(Duration::from_micros).filter(|back| *back >= SET_BACK_MIN)
+    }
+}
+
+fn ahead_us(now: Stamp) -> i64 {
+    now.wall_us.saturating_sub_unsigned(now.boot_us)
+}
+
 fn micros(time: Timespec) -> i64 {
     time.tv_sec.saturating_mul(1_000_000).saturating_add(time.tv_nsec / 1_000)
 }
@@ -349,6 +377,31 @@ mod tests {
         assert!(Clock::looking_at(nowhere.clone(), || 37).trusted(0));
         // Two readings either side of a second look like a difference of one.
         assert!(!Clock::looking_at(nowhere, || 1).trusted(0));
+    }
+
+    #[test]
+    fn only_a_clock_that_is_set_back_far_is_noticed_and_once() {
+        const S: i64 = 1_000_000;
+        const NOW: i64 = 1_800_000_000 * S;
+        let at =
+            |wall_us: i64, boot_s: u64| Stamp { wall_us, boot_us: boot_s * 1_000_000, clock_trusted: true };
+        let mut set_back = SetBack::new(at(NOW, 100));
+        for (wall_us, boot_s, back_s) in [
+            (NOW + 10 * S, 110, None),
+            // Asleep for a day: both go on.
+            (NOW + 86_400 * S, 86_500, None),
+            (NOW + 86_381 * S, 86_510, None),
+            (NOW, 86_510, Some(86_381)),
+            (NOW + 10 * S, 86_520, None),
+            // An hour ahead, and back again.
+            (NOW + 3_620 * S, 86_530, None),
+            (NOW + 30 * S, 86_540, Some(3_600)),
+            (0, 86_541, Some(1_800_000_031)),
+            (i64::MIN, 86_542, Some(9_223_371_950_313)),
+        ] {
+            let back = set_back.look(at(wall_us, boot_s));
+            assert_eq!(back.map(|back| back.as_secs()), back_s, "{wall_us} {boot_s}");
+        }
     }
 
     #[test]

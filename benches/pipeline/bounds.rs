@@ -1,9 +1,7 @@
 //! Memory against `limits.memory` in the three cases that stretch it: a backlog of many small events, one of the largest
 //! events, and many connections at once; Kafka is away all the time.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::io::Write as _;
 
 use crate::process::Agent;
 use crate::report::{Arguments, Row, Target};
@@ -59,26 +57,16 @@ fn row(arguments: &Arguments, what: &str, unix: &str, send: impl Fn(&Agent)) -> 
 
 /// Incompressible text, one event after the other without waiting for each answer.
 fn send_large(agent: &Agent, events: u64) {
-    let mut stream = UnixStream::connect(agent.socket()).expect("the agent listens");
-    let replies = stream.try_clone().unwrap();
-    let reader = std::thread::spawn(move || {
-        let mut last = String::new();
-        for line in BufReader::new(replies).lines() {
-            last = line.unwrap();
-            assert!(last.starts_with("{\"ack\""), "{last}");
-        }
-        last
-    });
     let mut random = fastrand::Rng::with_seed(1);
     let noise: String = std::iter::repeat_with(|| random.alphanumeric()).take(2 * LARGE_BYTES).collect();
-    for _ in 0..events {
-        let start = random.usize(0..LARGE_BYTES);
-        let payload = &noise[start..start + LARGE_BYTES];
-        let line = format!(
-            "{{\"type\":\"image\",\"source_type\":\"camera\",\"source_id\":\"c\",\"payload\":\"{payload}\"}}\n"
-        );
-        stream.write_all(line.as_bytes()).unwrap();
-    }
-    stream.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(reader.join().unwrap(), format!("{{\"ack\":{events}}}"));
+    socket::send_written(&agent.socket(), events, |stream| {
+        for _ in 0..events {
+            let start = random.usize(0..LARGE_BYTES);
+            let payload = &noise[start..start + LARGE_BYTES];
+            let line = format!(
+                "{{\"type\":\"image\",\"source_type\":\"camera\",\"source_id\":\"c\",\"payload\":\"{payload}\"}}\n"
+            );
+            stream.write_all(line.as_bytes()).unwrap();
+        }
+    });
 }

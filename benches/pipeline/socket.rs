@@ -50,6 +50,18 @@ pub(crate) fn send(socket: &Path, events: u64) -> Instant {
         })
         .collect();
     let all = lines.concat();
+    send_written(socket, events, |stream| {
+        for _ in 0..events / SOURCES {
+            stream.write_all(all.as_bytes()).unwrap();
+        }
+        let rest = usize::try_from(events % SOURCES).unwrap();
+        stream.write_all(lines[..rest].concat().as_bytes()).unwrap();
+    })
+}
+
+/// Lets `write` send `events` lines over a connection and returns when all of them are acknowledged. The answers are
+/// read meanwhile, as the agent expects of a client that does not wait for each.
+pub(crate) fn send_written(socket: &Path, events: u64, write: impl FnOnce(&mut UnixStream)) -> Instant {
     let mut stream = UnixStream::connect(socket).expect("the agent listens");
     let replies = stream.try_clone().unwrap();
     let reader = std::thread::spawn(move || {
@@ -60,11 +72,7 @@ pub(crate) fn send(socket: &Path, events: u64) -> Instant {
         }
         (last, Instant::now())
     });
-    for _ in 0..events / SOURCES {
-        stream.write_all(all.as_bytes()).unwrap();
-    }
-    let rest = usize::try_from(events % SOURCES).unwrap();
-    stream.write_all(lines[..rest].concat().as_bytes()).unwrap();
+    write(&mut stream);
     stream.shutdown(Shutdown::Write).unwrap();
     let (last, end) = reader.join().unwrap();
     assert_eq!(last, format!("{{\"ack\":{events}}}"));

@@ -66,17 +66,30 @@ impl Lock {
         match lock_alone(&file) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut owner = String::new();
-                // Only for the message: an unreadable owner is told as such.
-                let _ = file.read_to_string(&mut owner);
-                let owner = owner.trim().parse().ok();
-                return Err(OpenError::Locked { dir: dir.to_owned(), owner });
+                return Err(OpenError::Locked { dir: dir.to_owned(), owner: owner_in(&path) });
             }
             Err(errno) => return Err(failed(&errno.into())),
         }
         // Only for messages, and a full disk must not keep the agent from its start.
         let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
         Ok(Self { _file: file })
+    }
+}
+
+/// How long an owner is given to write down who it is: it does so right behind taking the lock.
+const OWNER_MAX: Duration = Duration::from_millis(200);
+
+/// The process id that the owner wrote to the lock file at `path`, for messages; `None` if it does not.
+pub(super) fn owner_in(path: &Path) -> Option<u32> {
+    let deadline = Instant::now() + OWNER_MAX;
+    loop {
+        let mut text = String::new();
+        // More than an id is none.
+        let read = File::open(path).and_then(|file| file.take(32).read_to_string(&mut text));
+        match read.ok().and_then(|_| text.trim().parse().ok()) {
+            None if Instant::now() < deadline => std::thread::yield_now(),
+            owner => return owner,
+        }
     }
 }
 
@@ -148,6 +161,13 @@ pub struct LogName {
     pub log: Uuid,
     /// The agent's name (`agent.id`).
     pub agent: String,
+}
+
+impl LogName {
+    /// The name of events of `epoch`; `None` only when there are no names.
+    pub fn of(names: &[Self], epoch: u32) -> Option<&Self> {
+        names.iter().rev().find(|name| name.epoch <= epoch).or(names.first())
+    }
 }
 
 /// Where a directory is: inode number and time of birth in nanoseconds, 0 where the file system does not tell. A copy
@@ -484,6 +504,26 @@ mod tests {
         }
         drop(lock);
         Lock::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn an_owner_that_has_just_begun_is_named_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(LOCK_FILE);
+        assert_eq!(owner_in(&path), None);
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Somewhat later than whoever asks.
+                while begun.elapsed() < OWNER_MAX / 4 {
+                    std::thread::yield_now();
+                }
+                fs::write(&path, "4711\n").unwrap();
+            });
+            assert_eq!(owner_in(&path), Some(4711));
+        });
+        fs::write(&path, [b'1'; 100]).unwrap();
+        assert_eq!(owner_in(&path), None, "not read whole");
     }
 
     #[test]

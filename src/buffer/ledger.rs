@@ -158,6 +158,8 @@ pub(super) struct Ledger {
     path: PathBuf,
     stored: Stored,
     is_dirty: bool,
+    /// How often the counts changed since it was opened.
+    changes: u64,
 }
 
 impl Ledger {
@@ -172,12 +174,17 @@ impl Ledger {
             }
             None
         });
-        Self { path: path.to_owned(), stored: stored.unwrap_or_default(), is_dirty: false }
+        Self { path: path.to_owned(), stored: stored.unwrap_or_default(), is_dirty: false, changes: 0 }
     }
 
     /// The counts.
     pub(super) fn entries(&self) -> &Entries {
         &self.stored.entries
+    }
+
+    /// How often the counts changed since it was opened: whoever has seen this number has seen them.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
     }
 
     pub(super) fn witness(&self) -> Option<Witness> {
@@ -226,7 +233,7 @@ impl Ledger {
     pub(super) fn forget_ranges(&mut self) {
         for entry in self.stored.entries.values_mut().filter(|entry| !entry.ranges.is_empty()) {
             entry.ranges.clear();
-            self.is_dirty = true;
+            (self.is_dirty, self.changes) = (true, self.changes + 1);
         }
     }
 
@@ -234,12 +241,12 @@ impl Ledger {
     pub(super) fn announced(&mut self, reason: Reason, events: u64) {
         if let Some(entry) = self.stored.entries.get_mut(&reason) {
             entry.announced = entry.announced.max(events.min(entry.events));
-            self.is_dirty = true;
+            (self.is_dirty, self.changes) = (true, self.changes + 1);
         }
     }
 
     fn entry(&mut self, reason: Reason) -> &mut Entry {
-        self.is_dirty = true;
+        (self.is_dirty, self.changes) = (true, self.changes + 1);
         let now = jiff::Timestamp::now().as_microsecond();
         let entry = self.stored.entries.entry(reason).or_default();
         if entry.events == 0 {
@@ -320,6 +327,32 @@ mod tests {
         assert!(corrupt.first_us > 0 && corrupt.last_us >= corrupt.first_us);
         assert_eq!(two.entries()[&Reason::Invalid].announced, 2);
         assert_eq!(read_entries(&dir.path().join("LEDGER")).unwrap(), *two.entries());
+    }
+
+    #[test]
+    fn every_change_of_a_count_shows_and_nothing_else_does() {
+        type Step = fn(&mut Ledger);
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(dir.path());
+        let steps: [(Step, bool); 8] = [
+            (|ledger| ledger.count(Reason::Invalid, 0), false),
+            (|ledger| ledger.count(Reason::Invalid, 3), true),
+            (|ledger| assert_eq!(ledger.count_range(Reason::Corrupt, Seq(1), Seq(2), 0), 2), true),
+            (|ledger| assert_eq!(ledger.count_range(Reason::Corrupt, Seq(1), Seq(2), 0), 0), false),
+            (|ledger| ledger.announced(Reason::Invalid, 2), true),
+            (|ledger| ledger.forget_ranges(), true),
+            (|ledger| ledger.set_witness(Witness { log: Uuid::nil(), epoch: 1, mark: None }), false),
+            (|ledger| ledger.store().unwrap(), false),
+        ];
+        for (number, (step, changes)) in steps.into_iter().enumerate() {
+            let (before, seen) = (ledger.entries().clone(), ledger.changes());
+            step(&mut ledger);
+            assert_eq!(
+                (ledger.changes() != seen, *ledger.entries() != before),
+                (changes, changes),
+                "{number}"
+            );
+        }
     }
 
     #[test]

@@ -3,13 +3,13 @@
 //! Safe beside a running agent: its lock is only asked for, and a file of our own comes and goes.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, FlockOperation, flock};
 use thiserror::Error;
 
-use super::identity::LOCK_FILE;
+use super::identity::{self, LOCK_FILE};
 use crate::system;
 
 /// statfs(2): what TMPFS_MAGIC and RAMFS_MAGIC are, the file systems that forget at a power cut.
@@ -139,7 +139,8 @@ pub(super) fn used_bytes(dir: &Path) -> io::Result<u64> {
 /// # Errors
 /// The lock file is there and cannot be opened.
 pub fn owner(dir: &Path) -> io::Result<Owner> {
-    let mut file = match File::open(dir.join(LOCK_FILE)) {
+    let path = dir.join(LOCK_FILE);
+    let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Owner::Nobody),
         Err(error) => return Err(error),
@@ -147,11 +148,7 @@ pub fn owner(dir: &Path) -> io::Result<Owner> {
     match flock(&file, FlockOperation::NonBlockingLockShared) {
         // Closing the file gives the lock back.
         Ok(()) => Ok(Owner::Nobody),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut text = String::new();
-            file.by_ref().take(32).read_to_string(&mut text)?;
-            Ok(Owner::Process(text.trim().parse().ok()))
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(Owner::Process(identity::owner_in(&path))),
         Err(error) => Err(error.into()),
     }
 }

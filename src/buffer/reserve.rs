@@ -54,9 +54,9 @@ impl Reserve {
         removed.is_ok()
     }
 
-    /// Makes it, if it is missing and `free` bytes are enough.
-    pub(super) fn restore(&mut self, free: u64) {
-        if self.is_there || self.bytes == 0 || free / RESTORE_AT < self.bytes {
+    /// Makes it, if it is missing and the `free` bytes, which are asked for only then, are enough.
+    pub(super) fn restore(&mut self, free: impl FnOnce() -> u64) {
+        if self.is_there || self.bytes == 0 || free() / RESTORE_AT < self.bytes {
             return;
         }
         match self.make() {
@@ -91,9 +91,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut reserve = Reserve::new(dir.path(), 1 << 30);
         assert!(!reserve.release(), "there is none yet");
-        reserve.restore(RESERVE_BYTES * 3);
+        reserve.restore(|| RESERVE_BYTES * 3);
         assert!(!dir.path().join("RESERVE").exists(), "the disk is nearly full");
-        reserve.restore(RESERVE_BYTES * 4);
+        reserve.restore(|| RESERVE_BYTES * 4);
+        reserve.restore(|| unreachable!("it is there"));
         assert_eq!(fs::metadata(dir.path().join("RESERVE")).unwrap().len(), RESERVE_BYTES);
         let mut again = Reserve::new(dir.path(), 1 << 30);
         assert!(again.release() && !again.release());

@@ -70,7 +70,7 @@ pub fn scan(source: &dyn Source, mut visit: impl FnMut(u64, &Block<'_>)) -> io::
     let mut found = Scanned { bytes: total, ..Scanned::default() };
     let (mut window, mut start) = (Vec::new(), 0);
     while start < total {
-        let end = fill(source, start, &mut window);
+        let end = fill(source, start, WINDOW_BYTES, &mut window);
         let mut at = 0;
         let left = loop {
             let Some(candidate) = window.get(at..).and_then(|rest| finder.find(rest)).map(|n| at + n) else {
@@ -107,9 +107,14 @@ pub fn scan(source: &dyn Source, mut visit: impl FnMut(u64, &Block<'_>)) -> io::
     Ok(found)
 }
 
-/// Reads a window from `start` on and says why it ends.
-fn fill(source: &dyn Source, start: u64, window: &mut Vec<u8>) -> End {
-    window.resize(WINDOW_BYTES, 0);
+/// Reads `bytes` from `offset` on into `space`; `false` if there are not so many, or they cannot be read.
+pub(super) fn read_exactly(source: &dyn Source, offset: u64, bytes: usize, space: &mut Vec<u8>) -> bool {
+    fill(source, offset, bytes, space) == End::More
+}
+
+/// Reads up to `bytes` from `start` on into `window` and says why it ends.
+fn fill(source: &dyn Source, start: u64, bytes: usize, window: &mut Vec<u8>) -> End {
+    window.resize(bytes, 0);
     let mut filled = 0;
     let end = loop {
         let Some(space) = window.get_mut(filled..).filter(|space| !space.is_empty()) else { break End::More };

@@ -12,7 +12,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
 use super::scan::Source;
-use super::store::{Fill, Listed, Shelf, Store, StoreError, Visit};
+use super::store::{Fill, Listed, Shelf, Store, StoreError, Visit, is_no_space};
 use crate::event::Seq;
 use crate::log::quietly;
 
@@ -108,6 +108,12 @@ impl SledShelf {
     }
 }
 
+/// The first position and the extension in the name of a generation's folder; a second copy has a number between them.
+pub(super) fn folder_name(path: &Path) -> Option<(Seq, &str)> {
+    let (first, rest) = path.file_name()?.to_str()?.split_once('.')?;
+    Some((Seq(first.parse().ok()?), rest.rsplit('.').next().unwrap_or(rest)))
+}
+
 /// A disk without room makes sled fail in many ways; none of them is damage.
 fn verdict(dir: &Path, error: StoreError) -> StoreError {
     match (error, crate::system::free_bytes(dir)) {
@@ -124,12 +130,10 @@ impl Shelf for SledShelf {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            let name = path.file_name().and_then(|s| s.to_str()).unwrap_or_default();
-            let first = name.split('.').next().and_then(|s| s.parse().ok()).map(Seq);
-            match (first, path.extension().and_then(|e| e.to_str())) {
-                (Some(first), Some("gen")) => found.push(Listed { first, is_aside: false }),
-                (Some(first), Some("bad")) => found.push(Listed { first, is_aside: true }),
-                (Some(_), Some("del" | "new")) => {
+            match folder_name(&path) {
+                Some((first, "gen")) => found.push(Listed { first, is_aside: false }),
+                Some((first, "bad")) => found.push(Listed { first, is_aside: true }),
+                Some((_, "del" | "new")) => {
                     // It is tried again at the next start; only its space is missing until then.
                     if let Err(error) = fs::remove_dir_all(&path) {
                         tracing::warn!(path = %path.display(), %error, "a leftover could not be deleted");
@@ -241,9 +245,8 @@ impl Shelf for SledShelf {
         let mut replaced = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            let is_generation = path.extension().is_some_and(|e| e == "gen");
-            let stem = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse().ok()).map(Seq);
-            replaced.extend(stem.filter(|seq| is_generation && (first..=last).contains(seq)));
+            let found = folder_name(&path).filter(|(_, extension)| *extension == "gen");
+            replaced.extend(found.map(|(seq, _)| seq).filter(|seq| (first..=last).contains(seq)));
         }
         for seq in replaced {
             self.remove(&self.dir(seq), seq)?;
@@ -342,12 +345,7 @@ fn store_error(error: &sled::Error) -> StoreError {
 }
 
 fn io_error(path: &Path, error: &io::Error) -> StoreError {
-    let text = format!("{}: {error}", path.display());
-    if is_no_space(error) { StoreError::NoSpace(text) } else { StoreError::Io(text) }
-}
-
-fn is_no_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    StoreError::io(path.display(), error)
 }
 
 fn sync_path(path: &Path) -> io::Result<()> {
@@ -373,4 +371,22 @@ fn other_bytes(dir: &Path) -> io::Result<u64> {
         }
     }
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_folders_of_generations_have_such_names() {
+        for (name, found) in [
+            ("00000000000000000017.gen", Some((Seq(17), "gen"))),
+            ("00000000000000000017.2.bad", Some((Seq(17), "bad"))),
+            ("17", None),
+            ("IDENTITY.new", None),
+            (".gen", None),
+        ] {
+            assert_eq!(folder_name(&Path::new("/var/lib/x.y").join(name)), found, "{name}");
+        }
+    }
 }

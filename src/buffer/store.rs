@@ -6,7 +6,8 @@
 //! sled, memory, and memory that forgets everything since the last sync. The contract: after [`Store::sync`] returned
 //! `Ok`, every earlier `put` and `remove` survives a power cut; without it each of them may or may not survive.
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
+use std::io;
 use std::ops::ControlFlow;
 
 use thiserror::Error;
@@ -31,6 +32,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// What the system answered about `what`.
+    pub fn io(what: impl Display, error: &io::Error) -> Self {
+        let text = format!("{what}: {error}");
+        if is_no_space(error) { Self::NoSpace(text) } else { Self::Io(text) }
+    }
+
     /// The reaction: only damage is final for a store.
     pub fn class(&self) -> Class {
         match self {
@@ -38,6 +45,11 @@ impl StoreError {
             Self::Damaged(_) => Class::Reject,
         }
     }
+}
+
+/// Whether an error means a full disk, or a used-up quota.
+pub(super) fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// One generation's key-value store, ordered by key bytes. Owned by the writer thread.

@@ -24,6 +24,15 @@ fn options(dir: &Path) -> Options {
     Options { bytes_max: 64 * 1024 * 1024, ..Options::new(dir) }
 }
 
+fn open(options: &Options) -> (Buffer, WriterThread) {
+    Buffer::open(options, BOOT, Arc::default()).unwrap()
+}
+
+async fn close(buffer: Buffer, thread: WriterThread) {
+    buffer.close().await;
+    thread.ended().await.unwrap();
+}
+
 fn batch(from: u64, count: u64, payload: &str) -> Batch {
     batch_on(WhenFull::Block, from, count, payload)
 }
@@ -74,7 +83,7 @@ async fn read_ids(buffer: &Buffer, mut after: Seq) -> Vec<u64> {
 #[tokio::test]
 async fn what_was_appended_is_there_after_a_restart_in_order() {
     let dir = tempfile::tempdir().unwrap();
-    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
+    let (buffer, thread) = open(&options(dir.path()));
     let large = format!("\"{}\"", "x".repeat(100_000));
     let mut next = 1;
     for count in [1, 100, 1, 1000] {
@@ -85,23 +94,21 @@ async fn what_was_appended_is_there_after_a_restart_in_order() {
     }
     assert_eq!(read_ids(&buffer, Seq(0)).await, (1..next).collect::<Vec<_>>());
     buffer.commit_durable(Seq(50)).await.unwrap();
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 
-    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
+    let (buffer, thread) = open(&options(dir.path()));
     assert_eq!(buffer.figures().cursor, Seq(50));
     assert_eq!(buffer.log().epoch, 2);
     assert_eq!(read_ids(&buffer, Seq(50)).await, (51..next).collect::<Vec<_>>());
     let appended = buffer.append(batch(next, 1, "1"), Wait::Forever).await.unwrap();
     assert_eq!(appended.first, Seq(next));
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 #[tokio::test]
 async fn space_comes_back_behind_the_cursor() {
     let dir = tempfile::tempdir().unwrap();
-    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
+    let (buffer, thread) = open(&options(dir.path()));
     let mut rng = fastrand::Rng::with_seed(3);
     let noise: String = (0..1000).map(|_| rng.alphanumeric()).collect();
     let mut next = 1;
@@ -121,8 +128,7 @@ async fn space_comes_back_behind_the_cursor() {
     let empty = buffer.figures();
     assert_eq!(empty.generations, 1);
     assert!(empty.disk_bytes <= 12 * 1024 * 1024, "one generation and the reserve: {empty:?}");
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 /// A buffer on a scripted shelf.
@@ -150,6 +156,17 @@ impl Bench {
         std::fs::create_dir_all(&self.options.dir).unwrap();
         let lock = identity::Lock::take(&self.options.dir).unwrap();
         Buffer::open_on(self.shelf.clone(), &self.options, BOOT, Arc::default(), lock).unwrap()
+    }
+}
+
+/// Appends as often as it is refused: while nothing can be written that is at once.
+async fn until_taken(buffer: &Buffer, batch: &Batch) -> Appended {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match buffer.append(batch.clone(), Wait::AtMost(Duration::from_secs(5))).await {
+            Ok(appended) => return appended,
+            Err(refused) => assert!(Instant::now() < deadline, "{refused}"),
+        }
     }
 }
 
@@ -204,8 +221,7 @@ async fn reject_refuses_at_once_and_gives_the_batch_back() {
     buffer.commit_durable(Seq(count)).await.unwrap();
     assert_eq!(held_back.await.unwrap().unwrap().first, Seq(count + 1));
     assert!(!buffer.is_full());
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 fn large_on(when_full: WhenFull, priority: u8, n: u64) -> Batch {
@@ -232,8 +248,7 @@ async fn whoever_does_not_wait_is_refused_at_once_behind_one_who_does() {
     buffer.commit(Seq(count));
     assert_eq!(first.await.unwrap().unwrap().first, Seq(count + 1));
     assert_eq!(second.await.unwrap().unwrap().first, Seq(count + 2));
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 #[tokio::test]
@@ -258,8 +273,7 @@ async fn the_first_in_line_goes_by_the_highest_priority_behind_it() {
     for task in patient {
         assert!(task.await.unwrap().unwrap().first < behind.first, "nothing overtakes");
     }
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 #[tokio::test]
@@ -272,8 +286,7 @@ async fn block_waits_for_room_up_to_the_deadline() {
     let refused = buffer.append(large.clone(), Wait::AtMost(wait)).await.unwrap_err();
     assert_eq!((refused.reason, refused.batch), (AppendError::Full, Some(large)));
     assert!(start.elapsed() >= wait);
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 #[tokio::test]
@@ -288,8 +301,7 @@ async fn block_goes_on_in_order_when_a_commit_makes_room() {
     buffer.commit(Seq(count));
     assert_eq!(first.await.unwrap().unwrap().first, Seq(count + 1));
     assert_eq!(second.await.unwrap().unwrap().first, Seq(count + 2));
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 #[tokio::test]
@@ -311,8 +323,7 @@ async fn what_waits_for_the_writer_has_a_limit_in_bytes() {
     }
     let larger_than_the_queue = batch(4, 1, &noise(3, 300_000));
     assert_eq!(buffer.append(larger_than_the_queue, Wait::Forever).await.unwrap().first, Seq(4));
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 #[tokio::test]
@@ -345,11 +356,7 @@ async fn a_failed_sync_refuses_its_group_and_the_buffer_recovers() {
             }
             assert_eq!(refused > 0, matches!(round, 1 | 3 | 4), "round {round}");
             // The writer opens again on its own; the next failure is to meet a sound buffer.
-            let appended = loop {
-                if let Ok(appended) = buffer.append(batch(next, 1, "1"), Wait::Forever).await {
-                    break appended;
-                }
-            };
+            let appended = until_taken(&buffer, &batch(next, 1, "1")).await;
             acked.push((appended.first.0, next));
             next += 1;
         }
@@ -364,8 +371,7 @@ async fn a_failed_sync_refuses_its_group_and_the_buffer_recovers() {
             acked.iter().all(|(_, id)| found.any(|it| it == id)),
             "seed {seed}: in order and not missing"
         );
-        buffer.close().await;
-        thread.ended().await.unwrap();
+        close(buffer, thread).await;
     }
 }
 
@@ -389,8 +395,7 @@ async fn the_commit_interval_gathers_a_group() {
     let hasty = batch(22, 1, "1");
     buffer.append(hasty, Wait::AtMost(Duration::from_millis(10))).await.unwrap();
     assert_eq!(bench.shelf.syncs() - before, 2);
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 #[tokio::test]
@@ -429,8 +434,7 @@ async fn a_commit_that_was_not_waited_for_is_durable_after_close() {
     for seq in 1..=7 {
         buffer.commit(Seq(seq));
     }
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
     bench.shelf.power_cut();
     assert_eq!(bench.open().0.figures().cursor, Seq(7));
 }
@@ -438,14 +442,13 @@ async fn a_commit_that_was_not_waited_for_is_durable_after_close() {
 #[tokio::test]
 async fn a_second_owner_is_told_who_the_first_is() {
     let dir = tempfile::tempdir().unwrap();
-    let (buffer, thread) = Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
+    let (buffer, thread) = open(&options(dir.path()));
     match Buffer::open(&options(dir.path()), BOOT, Arc::default()) {
         Err(OpenError::Locked { owner, .. }) => assert_eq!(owner, Some(std::process::id())),
         other => panic!("{other:?}"),
     }
-    buffer.close().await;
-    thread.ended().await.unwrap();
-    Buffer::open(&options(dir.path()), BOOT, Arc::default()).unwrap();
+    close(buffer, thread).await;
+    open(&options(dir.path()));
 }
 
 #[tokio::test]
@@ -469,8 +472,7 @@ async fn each_of_many_producers_keeps_its_order() {
         let own: Vec<_> = ids.iter().copied().filter(|id| id / 1000 == producer).collect();
         assert_eq!(own, (producer * 1000..producer * 1000 + 40).collect::<Vec<_>>());
     }
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 #[tokio::test]
@@ -490,11 +492,10 @@ async fn an_append_that_is_given_up_harms_nobody() {
         bench.shelf.release();
         let id = round * 100 + 99;
         let appended = buffer.append(batch(id, 1, "1"), Wait::Forever).await.unwrap();
-        assert_eq!(read_ids(&buffer, Seq(appended.first.0 - 1)).await, [id]);
+        assert_eq!(read_ids(&buffer, appended.first.before()).await, [id]);
     }
     assert!(read_ids(&buffer, Seq(0)).await.is_sorted());
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 #[tokio::test]
@@ -536,7 +537,7 @@ async fn drop_oldest_gives_up_the_oldest_and_counts_every_one() {
     let dir = tempfile::tempdir().unwrap();
     for bytes_max in [4 << 20, 20 << 20] {
         let options = Options { bytes_max, ..Options::new(&dir.path().join(bytes_max.to_string())) };
-        let (buffer, thread) = Buffer::open(&options, BOOT, Arc::default()).unwrap();
+        let (buffer, thread) = open(&options);
         let count = 3 * bytes_max / 100_000;
         append_large(&buffer, terms(WhenFull::DropOldest, 0), 1, count).await;
         assert!(buffer.figures().disk_bytes <= bytes_max);
@@ -545,14 +546,12 @@ async fn drop_oldest_gives_up_the_oldest_and_counts_every_one() {
         assert_eq!(kept, (evicted + 1..=count).collect::<Vec<_>>(), "{:?}", buffer.ledger());
         assert!(kept.len() as u64 * 100_000 >= bytes_max / 9, "{} of {bytes_max} are used", kept.len());
         assert_eq!(buffer.ledger()[&Reason::Evicted].ranges, [(Seq(1), Seq(evicted))]);
-        buffer.close().await;
-        thread.ended().await.unwrap();
+        close(buffer, thread).await;
 
-        let (buffer, thread) = Buffer::open(&options, BOOT, Arc::default()).unwrap();
+        let (buffer, thread) = open(&options);
         assert_eq!(read_ids(&buffer, Seq(0)).await, kept, "gaps survive");
         assert_eq!((counted(&buffer, Reason::Evicted), counted(&buffer, Reason::Corrupt)), (evicted, 0));
-        buffer.close().await;
-        thread.ended().await.unwrap();
+        close(buffer, thread).await;
     }
 }
 
@@ -560,7 +559,7 @@ async fn drop_oldest_gives_up_the_oldest_and_counts_every_one() {
 async fn the_lowest_priority_goes_first_and_what_was_promised_stays() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { bytes_max: 24 << 20, ..Options::new(dir.path()) };
-    let (buffer, thread) = Buffer::open(&options, BOOT, Arc::default()).unwrap();
+    let (buffer, thread) = open(&options);
     let (telemetry, state, alarm) =
         (terms(WhenFull::DropOldest, 1), terms(WhenFull::DropOldest, 5), terms(WhenFull::Block, 9));
     let mut next = 1;
@@ -584,15 +583,14 @@ async fn the_lowest_priority_goes_first_and_what_was_promised_stays() {
     let states_kept = kept.iter().filter(|id| states.contains(id)).count();
     assert!(telemetry_kept < 100 && states_kept == 100, "{telemetry_kept} and {states_kept}");
     assert_eq!(counted(&buffer, Reason::Evicted), next - 1 - kept.len() as u64);
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 #[tokio::test]
 async fn what_the_drain_has_read_is_not_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { bytes_max: 8 << 20, ..Options::new(dir.path()) };
-    let (buffer, thread) = Buffer::open(&options, BOOT, Arc::default()).unwrap();
+    let (buffer, thread) = open(&options);
     append_large(&buffer, terms(WhenFull::DropOldest, 0), 1, 8).await;
     let run = buffer.read(Seq(0), 500_000, Run::default()).await.unwrap();
     let handed = run.end().0;
@@ -602,8 +600,7 @@ async fn what_the_drain_has_read_is_not_given_up() {
     assert_eq!(kept[..handed as usize], (1..=handed).collect::<Vec<_>>());
     assert!(counted(&buffer, Reason::Evicted) > 50);
     assert_eq!(kept.len() as u64 + counted(&buffer, Reason::Evicted), 208);
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 #[tokio::test]
@@ -615,8 +612,7 @@ async fn a_buffer_full_of_what_was_promised_refuses_what_could_be_dropped() {
     let refused = at_once(buffer.append(droppable, LONG)).await.unwrap_err();
     assert_eq!(refused.reason, AppendError::Full);
     assert_eq!(counted(&buffer, Reason::Evicted), 0);
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 #[tokio::test]
@@ -632,8 +628,7 @@ async fn the_floor_of_free_space_counts_as_full() {
     bench.shelf.set_free_bytes(1 << 30);
     buffer.append(batch(2, 1, "1"), Wait::Forever).await.unwrap();
     assert!(!buffer.is_full());
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 /// One event, received at these times of the boot `boot`.
@@ -658,7 +653,7 @@ fn before(ago: Duration, is_trusted: bool) -> Stamp {
 async fn what_is_too_old_is_skipped_and_counted() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { age_max: Some(Duration::from_millis(500)), ..Options::new(dir.path()) };
-    let (buffer, thread) = Buffer::open(&options, BOOT, Arc::default()).unwrap();
+    let (buffer, thread) = open(&options);
     // This machine runs for longer than that.
     let (old, new) = (before(Duration::from_secs(1), true), before(Duration::ZERO, false));
     for (id, received) in [(1, old), (2, old), (3, new)] {
@@ -668,8 +663,7 @@ async fn what_is_too_old_is_skipped_and_counted() {
     buffer.commit_durable(Seq(0)).await.unwrap();
     assert_eq!(counted(&buffer, Reason::Expired), 2);
     assert_eq!(buffer.ledger()[&Reason::Expired].ranges, [(Seq(1), Seq(2))]);
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }
 
 #[test]
@@ -712,14 +706,8 @@ async fn without_a_disk_that_takes_data_the_drain_goes_on() {
     assert_eq!(read_ids(&buffer, Seq(0)).await, (1..=10).collect::<Vec<_>>());
     buffer.commit_durable(Seq(7)).await.unwrap();
     assert_eq!(buffer.figures().cursor, Seq(7));
-    let appended = loop {
-        if let Ok(appended) = buffer.append(batch(11, 1, "1"), Wait::AtMost(Duration::from_secs(5))).await {
-            break appended;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
+    let appended = until_taken(&buffer, &batch(11, 1, "1")).await;
     assert!(appended.first > Seq(10));
     assert_eq!(read_ids(&buffer, Seq(7)).await, [8, 9, 10, 11]);
-    buffer.close().await;
-    thread.ended().await.unwrap();
+    close(buffer, thread).await;
 }

@@ -1,8 +1,9 @@
 //! The writer thread: takes what waits, stores it, syncs once, answers everybody.
 //!
 //! Appends keep the order in which they came. While the buffer is full they wait in that order (or are refused, by
-//! policy, or older events go for them, by the highest priority in the line); the drain's reads and commits go on. After a failed write nothing is
-//! acknowledged until a new generation could be made, which is tried once a second; reads and commits go on then too.
+//! policy, or older events go for them, by the highest priority in the line); the drain's reads and commits go on. After
+//! a failed write nothing is acknowledged until a new generation could be made, which is tried once a second; reads and
+//! commits go on then too.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -128,6 +129,8 @@ pub(super) struct Writer<H: Shelf> {
     generations: Generations<H>,
     commands: Receiver<Command>,
     published: Arc<Published>,
+    /// How often the ledger had changed when it was last shown.
+    ledger_shown: u64,
     commit_interval: Duration,
     ages: Option<Ages>,
     /// Accepted and not yet stored, in order.
@@ -145,6 +148,7 @@ pub(super) struct Writer<H: Shelf> {
 }
 
 impl<H: Shelf> Writer<H> {
+    /// `published` shows what `generations` hold now.
     pub(super) fn new(
         generations: Generations<H>,
         commands: Receiver<Command>,
@@ -157,6 +161,7 @@ impl<H: Shelf> Writer<H> {
             retry: Instant::now() + REOPEN_INTERVAL,
         });
         Self {
+            ledger_shown: generations.ledger_changes(),
             generations,
             commands,
             published,
@@ -382,17 +387,23 @@ impl<H: Shelf> Writer<H> {
     /// Whether there is room for an append, made by giving up older events where they allow it. It has the priority of
     /// the highest in the line behind it, which it would hold up.
     fn make_room(&mut self, append: &Append) -> Result<bool, StoreError> {
+        let bytes = append.batch.bytes();
+        if self.generations.has_room(bytes)? {
+            return Ok(true);
+        }
         let line = self.waiting.iter().map(|behind| behind.batch.priority());
         let priority = line.fold(append.batch.priority(), u8::max);
-        while !self.generations.has_room(append.batch.bytes())? {
+        loop {
             let is_freed = self.generations.compact()?
                 || self.generations.evict(priority)?
                 || self.generations.seal_evictable(priority)?;
             if !is_freed {
                 return Ok(false);
             }
+            if self.generations.has_room(bytes)? {
+                return Ok(true);
+            }
         }
-        Ok(true)
     }
 
     fn refuse_expired(&mut self) {
@@ -458,15 +469,17 @@ impl<H: Shelf> Writer<H> {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let figures = self.generations.figures();
         *self.published.figures.lock().unwrap_or_else(PoisonError::into_inner) = figures;
-        let mut ledger = self.published.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        if *ledger != *self.generations.ledger() {
+        let changes = self.generations.ledger_changes();
+        if changes != self.ledger_shown {
+            self.ledger_shown = changes;
+            let mut ledger = self.published.ledger.lock().unwrap_or_else(PoisonError::into_inner);
             ledger.clone_from(self.generations.ledger());
+            drop(ledger);
             self.published.ledger_changed.notify_one();
         }
-        drop(ledger);
         self.published.durable.send_if_modified(|durable| {
             let grows = figures.durable > *durable;
             *durable = figures.durable;

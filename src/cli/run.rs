@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::agent::{Agent, AgentError};
 use crate::cli::{exit, load};
-use crate::{log, system};
+use crate::log;
+use crate::system::{self, Signals};
 
 /// Run the agent: take events, keep them, deliver them, until SIGTERM or SIGINT.
 ///
@@ -41,15 +42,21 @@ impl Args {
             return exit::CONFIG.into();
         }
         log::log_panics();
-        let agent = match Agent::build(config) {
-            Ok(agent) => agent,
-            Err(error) => return failed(&error),
-        };
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => return failed(&AgentError::System(error)),
         };
-        let ended = runtime.block_on(agent.run());
+        // Order: before the buffer is opened, so that a signal from then on ends the agent in order.
+        let signals = {
+            let _inside = runtime.enter();
+            Signals::new()
+        };
+        let built =
+            signals.map_err(AgentError::System).and_then(|signals| Ok((Agent::build(config)?, signals)));
+        let ended = match built {
+            Ok((agent, signals)) => runtime.block_on(agent.run(signals)),
+            Err(error) => Err(error),
+        };
         // Only a name lookup may still be under way in the background; nobody waits for it.
         runtime.shutdown_timeout(Duration::ZERO);
         match ended {

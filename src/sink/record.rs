@@ -98,8 +98,7 @@ impl Formatter {
             self.origin = Some(origin);
             number(&mut self.epoch, u64::from(origin.epoch));
             self.boot = Uuid::from_bytes(origin.boot).to_string();
-            let known = self.names.iter().rev().find(|name| name.epoch <= origin.epoch);
-            if let Some(name) = known.or(self.names.first()) {
+            if let Some(name) = LogName::of(&self.names, origin.epoch) {
                 (self.agent, self.log) = (name.agent.clone(), name.log.to_string());
             }
         }

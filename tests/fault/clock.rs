@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::harness::agent::Agent;
-use crate::harness::flow::{Pace, Producer, pass};
+use crate::harness::flow::{Pace, pass, start_producers};
 use crate::harness::kafka::{create_topic_named, read_all};
 use crate::harness::services::{Private, Shared};
 use crate::harness::unique;
@@ -16,6 +16,9 @@ use crate::support::round::{random, report, rounds};
 use crate::support::shim::Clock;
 use crate::support::tally::Tally;
 use crate::support::{acked_of, finish, wait_more, wait_up};
+
+/// Two producers of this pace fill no buffer while the clock jumps.
+const PACE: Pace = Pace { rate: Some(400), window: 100, padding: 0, is_mixed: false, count: u64::MAX };
 
 const NOW: i64 = 0;
 const FIFTY_YEARS_BACK: i64 = -18_262 * A_DAY_AHEAD;
@@ -50,9 +53,7 @@ fn the_clock_jumps_while_the_agent_runs() {
         config.shared_kafka(&topic);
         clock.install(config);
     });
-    let pace = Pace { rate: Some(500), window: 100, ..Pace::default() };
-    let producers: Vec<Producer> =
-        (0..2).map(|_| Producer::start(&agent.socket(), &unique("clock"), pace)).collect();
+    let producers = start_producers(&agent, "clock", 2, PACE);
     for _ in 0..rounds {
         for offset in [FIFTY_YEARS_BACK, A_DAY_AHEAD, NOW] {
             clock.set(offset);
@@ -81,9 +82,7 @@ fn the_clock_jumps_between_two_starts() {
         config.shared_kafka(&topic);
         clock.install(config);
     });
-    let pace = Pace { rate: Some(500), window: 100, ..Pace::default() };
-    let producers: Vec<Producer> =
-        (0..2).map(|_| Producer::start(&agent.socket(), &unique("clock"), pace)).collect();
+    let producers = start_producers(&agent, "clock", 2, PACE);
     for _ in 0..rounds {
         for offset in [FIFTY_YEARS_BACK, A_DAY_AHEAD, NOW] {
             clock.set(offset);
@@ -120,9 +119,7 @@ fn the_clock_jumps_back_while_kafka_is_away() {
         config.kafka(kafka.address(), &topic);
         clock.install(config);
     });
-    let pace = Pace { rate: Some(300), window: 100, ..Pace::default() };
-    let producers: Vec<Producer> =
-        (0..2).map(|_| Producer::start(&agent.socket(), &unique("clock"), pace)).collect();
+    let producers = start_producers(&agent, "clock", 2, PACE);
     for _ in 0..rounds {
         for (before, after) in [(NOW, FIFTY_YEARS_BACK), (A_DAY_AHEAD, NOW)] {
             clock.set(before);
@@ -133,6 +130,10 @@ fn the_clock_jumps_back_while_kafka_is_away() {
             agent.wait_log("Kafka link down", USUAL);
             pass(Duration::from_millis(random.u64(500..3000)));
             clock.set(after);
+            // What was refused shortly before the agent starts itself again is counted all the same.
+            let mut client = agent.unix();
+            client.send_line("no event");
+            client.wait_refused(USUAL);
             wait_more(&producers, 100);
             kafka.start();
             let waiting = acked_of(&producers);
@@ -144,4 +145,5 @@ fn the_clock_jumps_back_while_kafka_is_away() {
     report(test, rounds * 2, &verdict, "");
     verdict.assert_sound_and_in_order();
     assert_eq!(agent.stop().code(), Some(0));
+    assert_eq!(agent.lost("invalid").0, 2 * rounds as u64);
 }

@@ -27,8 +27,8 @@ use crate::support::{Nowhere, READY, copy_tree, finish, generations, wait_up};
 const STARTS: usize = 5;
 
 /// Events of each start.
-const SMALL: Pace = Pace { rate: None, window: 500, padding: 300, count: 120 };
-const CHUNKED: Pace = Pace { rate: None, window: 10, padding: 20_000, count: 3 };
+const SMALL: Pace = Pace { rate: None, window: 500, padding: 300, is_mixed: false, count: 120 };
+const CHUNKED: Pace = Pace { rate: None, window: 10, padding: 20_000, is_mixed: false, count: 3 };
 
 const MAGIC: &[u8] = b"fpB";
 const HEADER_BYTES: usize = 56;

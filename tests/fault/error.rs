@@ -7,10 +7,9 @@
 use std::time::Duration;
 
 use crate::harness::agent::Agent;
-use crate::harness::flow::{Pace, Producer};
+use crate::harness::flow::{Pace, Producer, start_producers};
 use crate::harness::kafka::create_topic;
 use crate::harness::services::Private;
-use crate::harness::unique;
 use crate::harness::wait::{USUAL, within};
 use crate::support::disk::Disk;
 use crate::support::round::{random, report, rounds};
@@ -20,6 +19,20 @@ use crate::support::{acked_by, acked_of, finish, wait_more, wait_stalled, wait_u
 
 /// How long nothing may be acknowledged while the fault lasts; the agent tries again once a second.
 const HOLD: Duration = Duration::from_secs(3);
+
+/// The disk has failed while Kafka hangs: nothing is acknowledged any more, and what was goes on to Kafka once that
+/// answers.
+#[track_caller]
+fn assert_only_the_drain_goes_on(fault: &str, producers: &[Producer], kafka: &Private, tally: &Tally) {
+    let acked = wait_stalled(producers);
+    let late = within(HOLD, || (acked_by(producers) > acked).then_some(()));
+    assert!(late.is_none(), "acknowledged with {fault}");
+    let waiting = acked_of(producers);
+    kafka.resume();
+    let verdict = tally.verdict(&waiting);
+    assert!(verdict.lost.is_empty(), "the drain does not go on: {} events wait", verdict.lost.len());
+    assert_eq!(acked_by(producers), acked, "acknowledged with {fault}");
+}
 
 /// Nothing is acknowledged while calls of `class` fail, the drain goes on, and the agent recovers by itself.
 fn calls_fail(test: &str, class: &str, errno: &str) {
@@ -36,21 +49,13 @@ fn calls_fail(test: &str, class: &str, errno: &str) {
     agent.begin();
     wait_up(&agent);
     let pace = Pace { rate: Some(400), window: 100, ..Pace::default() };
-    let producers: Vec<Producer> =
-        (0..2).map(|_| Producer::start(&agent.socket(), &unique("error"), pace)).collect();
+    let producers = start_producers(&agent, "error", 2, pace);
     for _ in 0..rounds {
         kafka.pause();
         wait_more(&producers, random.u64(100..800));
         shim.raise(class, errno);
         shim.wait_hit(USUAL);
-        let acked = wait_stalled(&producers);
-        let late = within(HOLD, || (acked_by(&producers) > acked).then_some(()));
-        assert!(late.is_none(), "acknowledged while {class} fails with {errno}");
-        let waiting = acked_of(&producers);
-        kafka.resume();
-        let verdict = tally.verdict(&waiting);
-        assert!(verdict.lost.is_empty(), "the drain does not go on: {} events wait", verdict.lost.len());
-        assert_eq!(acked_by(&producers), acked, "acknowledged while {class} fails with {errno}");
+        assert_only_the_drain_goes_on(&format!("{errno} from {class}"), &producers, &kafka, &tally);
         shim.clear();
         wait_more(&producers, 100);
     }
@@ -94,18 +99,12 @@ fn an_emergency_remount_loses_nothing() {
         config.kafka(kafka.address(), &topic).set("limits.append_timeout", "1s");
     });
     let pace = Pace { rate: Some(400), window: 100, ..Pace::default() };
-    let producers: Vec<Producer> =
-        (0..2).map(|_| Producer::start(&agent.socket(), &unique("error"), pace)).collect();
+    let producers = start_producers(&agent, "error", 2, pace);
     for _ in 0..rounds {
         kafka.pause();
         wait_more(&producers, random.u64(100..800));
         disk.fail_read_only();
-        let acked = wait_stalled(&producers);
-        let waiting = acked_of(&producers);
-        kafka.resume();
-        let verdict = tally.verdict(&waiting);
-        assert!(verdict.lost.is_empty(), "the drain does not go on: {} events wait", verdict.lost.len());
-        assert_eq!(acked_by(&producers), acked, "acknowledged on a read-only file system");
+        assert_only_the_drain_goes_on("a read-only file system", &producers, &kafka, &tally);
         agent.term();
         let status = agent.wait_exit(USUAL * 2);
         // 74: it could not be closed in order.

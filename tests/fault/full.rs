@@ -1,7 +1,7 @@
 //! A disk that others fill, and a buffer at its own limit.
 
 use crate::harness::agent::Agent;
-use crate::harness::flow::{Pace, Producer};
+use crate::harness::flow::{Pace, Producer, start_producers};
 use crate::harness::kafka::create_topic;
 use crate::harness::services::{Private, Shared};
 use crate::harness::unique;
@@ -12,10 +12,6 @@ use crate::support::tally::{Acked, Tally};
 use crate::support::{Nowhere, acked_of, finish, wait_more, wait_stalled, wait_up};
 
 const MIB: u64 = 1 << 20;
-
-fn start_producers(agent: &Agent, count: usize, pace: Pace) -> Vec<Producer> {
-    (0..count).map(|_| Producer::start(&agent.socket(), &unique("full"), pace)).collect()
-}
 
 /// Somebody else's file takes the last byte while events come and Kafka hangs; Kafka comes back first, then the room.
 fn filled_by_somebody_else(test: &str, disk: &Disk) {
@@ -28,8 +24,12 @@ fn filled_by_somebody_else(test: &str, disk: &Disk) {
         config.set("buffer.max_bytes", "24 MiB").set("limits.append_timeout", "1s");
         config.kafka(kafka.address(), &topic);
     });
-    let producers =
-        start_producers(&agent, 2, Pace { rate: Some(600), window: 100, padding: 300, ..Pace::default() });
+    let producers = start_producers(
+        &agent,
+        "full",
+        2,
+        Pace { rate: Some(600), window: 100, padding: 300, ..Pace::default() },
+    );
     for _ in 0..laps {
         kafka.pause();
         wait_more(&producers, random.u64(300..1500));
@@ -81,7 +81,8 @@ fn restart_with_a_full_buffer_and_one_mebibyte_of_free_disk() {
         });
         agent.begin();
         wait_up(&agent);
-        let producers = start_producers(&agent, 2, Pace { window: 50, padding: 2000, ..Pace::default() });
+        let producers =
+            start_producers(&agent, "full", 2, Pace { window: 50, padding: 2000, ..Pace::default() });
         eventually("the buffer is full", USUAL * 2, || {
             let is_full =
                 |producer: &Producer| producer.refused().iter().any(|refusal| refusal.code == "buffer_full");
@@ -100,7 +101,7 @@ fn restart_with_a_full_buffer_and_one_mebibyte_of_free_disk() {
         let verdict = tally.verdict(&acked);
         assert!(verdict.lost.is_empty(), "{} events are not delivered", verdict.lost.len());
         // Room came back with the drain; with the other file still there.
-        let producers = start_producers(&agent, 1, Pace { count: 100, ..Pace::default() });
+        let producers = start_producers(&agent, "full", 1, Pace { count: 100, ..Pace::default() });
         acked.append(&mut finish(producers));
         drop(filler);
         assert_eq!(agent.stop().code(), Some(0));
@@ -124,7 +125,7 @@ fn delivered_data_that_still_takes_space_never_counts_as_full() {
     let mut acked = Acked::new();
     for &padding in &paddings {
         kafka.pause();
-        let producers = start_producers(&agent, 2, Pace { window: 20, padding, ..Pace::default() });
+        let producers = start_producers(&agent, "full", 2, Pace { window: 20, padding, ..Pace::default() });
         eventually("the buffer is full", USUAL * 2, || {
             producers.iter().all(|producer| !producer.refused().is_empty()).then_some(())
         });

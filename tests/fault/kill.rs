@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::agent::Agent;
-use crate::harness::flow::{Pace, Producer, pass};
+use crate::harness::flow::{Pace, pass, start_producers};
 use crate::harness::kafka::create_topic;
 use crate::harness::mqtt::{Beat, Sensor};
 use crate::harness::services::Shared;
@@ -34,8 +34,7 @@ fn killed_at_any_time_nothing_that_either_input_acknowledged_is_lost() {
     let beat = Beat { rate: Some(300), window: 300, ..Beat::default() };
     let sensor = Sensor::start(&shared.mqtt, &prefix, &unique("sensor"), beat);
     let pace = Pace { rate: Some(300), window: 300, ..Pace::default() };
-    let producers: Vec<Producer> =
-        (0..SOCKET_PRODUCERS).map(|_| Producer::start(&agent.socket(), &unique("program"), pace)).collect();
+    let producers = start_producers(&agent, "program", SOCKET_PRODUCERS, pace);
     for _ in 0..rounds {
         pass(Duration::from_millis(random.u64(5..700)));
         agent.kill9();

@@ -6,10 +6,11 @@
 //!
 //! A power cut that forgets too little would prove nothing: `without_syncs_the_cut_loses_events` shows that it does not.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::harness::agent::{Agent, Config};
-use crate::harness::flow::{Pace, Producer, pass};
+use crate::harness::flow::{Pace, Producer, pass, start_producers};
 use crate::harness::kafka::{create_topic, create_topic_named};
 use crate::harness::services::Shared;
 use crate::harness::unique;
@@ -23,6 +24,11 @@ use crate::support::{Nowhere, acked_by, finish, generations, wait_new_generation
 /// Longest time between what a round waits for and its cut: the work behind a rotation, a deletion or a start takes
 /// some milliseconds, and the cut should fall into it, and before and behind it.
 const SHORTLY_MS: u64 = 40;
+
+const MIB: usize = 1 << 20;
+
+/// More than what an event takes beside its padding.
+const NAMES: usize = 1000;
 
 /// An agent on a disk that loses its power.
 struct Site {
@@ -45,8 +51,7 @@ impl Site {
     }
 
     fn produce(&mut self, count: usize, pace: Pace) {
-        let socket = self.agent.socket();
-        self.producers.extend((0..count).map(|_| Producer::start(&socket, &unique("power"), pace)));
+        self.producers.extend(start_producers(&self.agent, "power", count, pace));
     }
 
     /// Starts the agent, with Kafka or without.
@@ -105,9 +110,10 @@ impl Site {
     fn close(mut self, test: &str, rounds: usize, tally: &Tally) {
         let acked = self.settle();
         let verdict = tally.verdict_within(&acked, USUAL * 6);
-        report(test, rounds, &verdict, "");
+        let each: Vec<usize> = acked.values().map(BTreeSet::len).collect();
+        report(test, rounds, &verdict, &format!("by producer {each:?}"));
         verdict.assert_sound_and_in_order();
-        assert!(verdict.acknowledged >= rounds as u64, "the producers were hardly served");
+        assert!(each.iter().all(|&acked| acked >= rounds), "a producer was hardly served: {each:?}");
         assert_eq!(self.agent.stop().code(), Some(0));
     }
 }
@@ -182,22 +188,56 @@ fn power_cut_around_the_beginning_and_the_end_of_a_generation() {
 
 #[test]
 fn power_cut_with_large_events() {
-    let test = "power_cut_with_large_events";
+    // Just below the limit, and some of a few chunks beside them.
+    let just_below = Pace { rate: Some(4), window: 2, padding: MIB - NAMES, ..Pace::default() };
+    let few_chunks = Pace { rate: Some(50), window: 10, padding: 30_000, ..Pace::default() };
+    cut_with_large_events(
+        "power_cut_with_large_events",
+        Disk::ext4(256),
+        &[just_below, few_chunks],
+        |config| {
+            config.set("limits.max_event_bytes", "1 MiB").set("buffer.max_bytes", "128 MiB");
+        },
+    );
+}
+
+#[test]
+fn power_cut_with_the_largest_events() {
+    // Just below the limit, of all sizes up to it, and small ones between them.
+    let just_below = Pace { rate: Some(1), window: 2, padding: 8 * MIB - NAMES, ..Pace::default() };
+    let mixed = Pace { rate: Some(6), window: 6, is_mixed: true, ..just_below };
+    let small = Pace { rate: Some(100), window: 50, padding: 100, ..Pace::default() };
+    cut_with_large_events(
+        "power_cut_with_the_largest_events",
+        Disk::ext4(512),
+        &[just_below, mixed, small],
+        |config| {
+            config.set("limits.max_event_bytes", "8 MiB").set("limits.memory", "128 MiB");
+            config.set("buffer.max_bytes", "384 MiB");
+        },
+    );
+}
+
+/// Cuts at random moments, every other time not before something was acknowledged. Each byte that comes to Kafka is
+/// compared.
+fn cut_with_large_events(test: &str, disk: Disk, paces: &[Pace], configure: impl FnOnce(&mut Config)) {
     let (mut random, rounds) = (random(test), rounds(8));
     let topic = unique("large");
-    create_topic_named(&Shared::get().kafka, &topic, 2, &[("max.message.bytes", "4000000")]);
-    let tally = Tally::start(&Shared::get().kafka, &topic);
-    let mut site = Site::new(Disk::ext4(256), topic, |config| {
-        config.set("limits.max_event_bytes", "1 MiB").set("buffer.max_bytes", "128 MiB");
-    });
-    // Just below the limit, and some of a few chunks beside them.
-    site.produce(1, Pace { rate: Some(4), window: 2, padding: (1 << 20) - 1000, ..Pace::default() });
-    site.produce(1, Pace { rate: Some(50), window: 10, padding: 30_000, ..Pace::default() });
-    for _ in 0..rounds {
+    create_topic_named(&Shared::get().kafka, &topic, 2, &[("max.message.bytes", "12000000")]);
+    let tally = Tally::start_comparing(&Shared::get().kafka, &topic);
+    let mut site = Site::new(disk, topic, configure);
+    for &pace in paces {
+        site.produce(1, pace);
+    }
+    for round in 0..rounds {
         let before = site.acked();
         site.begin(random.bool());
-        eventually("something is acknowledged", USUAL, || (site.acked() > before).then_some(()));
-        pass(Duration::from_millis(random.u64(..800)));
+        if round % 2 == 0 {
+            eventually("something is acknowledged", USUAL, || (site.acked() > before).then_some(()));
+            pass(Duration::from_millis(random.u64(..800)));
+        } else {
+            pass(Duration::from_millis(random.u64(50..2000)));
+        }
         site.cut();
     }
     site.close(test, rounds, &tally);

@@ -4,10 +4,9 @@
 use std::time::{Duration, Instant};
 
 use crate::harness::agent::Agent;
-use crate::harness::flow::{Pace, Producer, pass};
+use crate::harness::flow::{Pace, pass, start_producers};
 use crate::harness::kafka::create_topic;
 use crate::harness::services::Private;
-use crate::harness::unique;
 use crate::harness::wait::{USUAL, eventually};
 use crate::support::round::{factor, random, report};
 use crate::support::tally::Tally;
@@ -50,8 +49,7 @@ fn disk_and_memory_stay_flat() {
         config.set("buffer.max_bytes", "16 MiB");
     });
     let pace = Pace { rate: Some(1000), window: 1000, padding: 350, ..Pace::default() };
-    let producers: Vec<Producer> =
-        (0..2).map(|_| Producer::start(&agent.socket(), &unique("soak"), pace)).collect();
+    let producers = start_producers(&agent, "soak", 2, pace);
     let begun = Instant::now();
     let (mut outages, mut disk, mut memory, mut peaks) = (0, Vec::new(), Vec::new(), Vec::new());
     while begun.elapsed() < length {

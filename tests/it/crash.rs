@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::harness::agent::Agent;
 use crate::harness::flow::{
     Pace, Producer, Stored, assert_no_duplicates, assert_whole_and_in_order, kept_by_position, line_of, pass,
+    start_producers,
 };
 use crate::harness::kafka::{Record, create_topic, read_all};
 use crate::harness::services::{Private, Shared};
@@ -103,8 +104,7 @@ fn stopped_in_a_burst_nothing_is_lost_or_sent_twice() {
     });
     let mut acked = BTreeMap::new();
     for _ in 0..STOPS {
-        let producers: Vec<Producer> =
-            (0..2).map(|_| Producer::start(&agent.socket(), &unique("stop"), Pace::default())).collect();
+        let producers = start_producers(&agent, "stop", 2, Pace::default());
         eventually("the burst is on its way", USUAL, || {
             producers.iter().all(|producer| producer.acked() > 300).then_some(())
         });

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::harness::agent::{Agent, Config};
 use crate::harness::flow::{
     Pace, Producer, Stored, assert_missing_is_evicted, assert_no_duplicates, assert_whole_and_in_order,
-    first_occurrences, line_of,
+    first_occurrences, line_of, start_producers,
 };
 use crate::harness::kafka::{consume_count, create_topic, read_all};
 use crate::harness::services::Private;
@@ -102,7 +102,7 @@ fn fill_and_drain(when_full: &str, refused_within: impl Fn(Duration) -> bool) {
     // Producers that go on trying go on by themselves once there is room.
     let producers: Vec<Producer> = (0..2)
         .map(|_| {
-            let pace = Pace { window: 20, padding: EVENT, count: 200, rate: None };
+            let pace = Pace { window: 20, padding: EVENT, count: 200, ..Pace::default() };
             Producer::start(&agent.socket(), &unique("waiting"), pace)
         })
         .collect();
@@ -166,9 +166,8 @@ fn a_full_buffer_gives_up_the_oldest_for_the_newest_and_counts_them() {
     let (kafka, topic, mut agent) = kafka_and_agent(|config| {
         config.set("buffer.when_full", "reject").set("unix.when_full", "drop_oldest");
     });
-    let pace = Pace { window: 20, padding: EVENT, count: EACH, rate: None };
-    let producers: Vec<Producer> =
-        (0..2).map(|_| Producer::start(&agent.socket(), &unique("flood"), pace)).collect();
+    let pace = Pace { window: 20, padding: EVENT, count: EACH, ..Pace::default() };
+    let producers = start_producers(&agent, "flood", 2, pace);
     let (refused, largest) = watching_the_disk(&agent, || {
         eventually("everything is acknowledged", USUAL * 2, || {
             producers.iter().all(|producer| producer.acked() == EACH).then_some(())
@@ -211,7 +210,7 @@ fn alarms_that_block_are_kept_and_come_through_while_telemetry_goes_for_them() {
         config.snippet("[[route]]\nwhen_full = \"drop_oldest\"\npriority = 1");
     });
     let start = |source, count, rate, padding| {
-        Producer::start(&agent.socket(), source, Pace { window: 20, padding, count, rate })
+        Producer::start(&agent.socket(), source, Pace { window: 20, padding, count, rate, ..Pace::default() })
     };
     let (alarm, reading) = (unique("alarms"), unique("telemetry"));
     let telemetry = start(&reading, TELEMETRY, None, EVENT);

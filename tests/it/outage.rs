@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::harness::agent::Agent;
 use crate::harness::flow::{
     Pace, Producer, Stored, assert_no_duplicates, assert_whole_and_in_order, first_occurrences,
-    kept_by_position, line_of, pass,
+    kept_by_position, line_of, pass, start_producers,
 };
 use crate::harness::kafka::{
     Consumer, Record, alter_topic, consume_count, create_topic, create_topic_named, read_all,
@@ -23,10 +23,6 @@ const KEPT: u64 = 16 * MIB;
 
 fn stored(records: &[Record]) -> Vec<Stored> {
     records.iter().map(Stored::of).collect()
-}
-
-fn start_producers(agent: &Agent, count: usize, pace: Pace) -> Vec<Producer> {
-    (0..count).map(|_| Producer::start(&agent.socket(), &unique("outage"), pace)).collect()
 }
 
 #[track_caller]
@@ -66,8 +62,12 @@ fn killed_broker_costs_nothing_but_time() {
         config.kafka(kafka.address(), &topic);
     });
     let reader = Consumer::start(kafka.address(), &topic);
-    let producers =
-        start_producers(&agent, 4, Pace { rate: Some(500), window: 2000, padding: 400, ..Pace::default() });
+    let producers = start_producers(
+        &agent,
+        "outage",
+        4,
+        Pace { rate: Some(500), window: 2000, padding: 400, ..Pace::default() },
+    );
     reader.wait_count(2000, USUAL);
     kafka.kill();
     for producer in &producers {
@@ -108,7 +108,7 @@ fn hung_broker_costs_nothing_but_time() {
         config.kafka(kafka.address(), &topic);
     });
     let reader = Consumer::start(kafka.address(), &topic);
-    let producers = start_producers(&agent, 2, Pace { rate: Some(500), ..Pace::default() });
+    let producers = start_producers(&agent, "outage", 2, Pace { rate: Some(500), ..Pace::default() });
     reader.wait_count(1000, USUAL);
     kafka.pause();
     for producer in &producers {
@@ -191,7 +191,7 @@ fn at_most_once_never_repeats_and_loses_only_by_a_kill() {
     assert_whole_and_in_order(&stored(&calm), &BTreeMap::from([(source, count)]));
     assert_no_duplicates(&stored(&calm));
 
-    let producers = start_producers(&agent, 2, Pace { rate: Some(1000), ..Pace::default() });
+    let producers = start_producers(&agent, "outage", 2, Pace { rate: Some(1000), ..Pace::default() });
     for _ in 0..5 {
         pass(Duration::from_millis(random.u64(200..900)));
         agent.kill9();
@@ -272,7 +272,7 @@ fn an_event_that_is_refused_under_load_is_not_lost_to_consumers_by_position() {
         // Many small batches in flight.
         config.set("kafka.properties", serde_json::json!({"batch.size": 10_000}));
     });
-    let producers = start_producers(&agent, 4, Pace { rate: Some(800), ..Pace::default() });
+    let producers = start_producers(&agent, "outage", 4, Pace { rate: Some(800), ..Pace::default() });
     let reader = Consumer::start(kafka, &topic);
     reader.wait_count(500, USUAL);
     let big = unique("big");

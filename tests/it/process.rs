@@ -75,6 +75,22 @@ fn the_service_manager_is_kept_informed() {
     assert_eq!(agent.wait_exit(USUAL).code(), Some(0));
 }
 
+/// From when the buffer is opened on, a signal is a request to stop in order.
+#[test]
+fn a_signal_right_at_the_start_stops_in_order() {
+    let topic = create_topic(&Shared::get().kafka, 1);
+    for _ in 0..5 {
+        let mut agent = Agent::spawn(|config| {
+            config.shared_kafka(&topic);
+        });
+        let lock = agent.data_dir().join("buffer/LOCK");
+        eventually("the buffer is being opened", USUAL, || lock.exists().then_some(()));
+        agent.term();
+        let status = agent.wait_exit(USUAL);
+        assert_eq!(status.code(), Some(0), "{status}: {:?}", agent.log());
+    }
+}
+
 /// A process that is stopped gives no sign of life: the watchdog would end it.
 #[test]
 fn a_process_that_hangs_is_silent() {

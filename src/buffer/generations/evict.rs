@@ -1,6 +1,7 @@
 //! Giving events up on purpose: the lowest priority first, the oldest first, whole blocks, every event counted. Space
 //! comes back when a generation is written again without them, so that is how it is done, one generation at a time.
 
+use super::index::Piece;
 use super::reading::{Age, Reading};
 use super::{Generations, Note, Sealed};
 use crate::buffer::block::{Kind, Rank};
@@ -45,8 +46,7 @@ impl<H: Shelf> Generations<H> {
     /// As [`Self::evict`].
     pub(in crate::buffer) fn seal_evictable(&mut self, priority: u8) -> Result<bool, StoreError> {
         let Some(newest) = self.newest.as_ref() else { return Ok(false) };
-        let ranks = newest.note.ranks.iter().filter(|(rank, _)| rank.evictable && rank.priority <= priority);
-        let evictable: u64 = ranks.map(|(_, bytes)| bytes).sum();
+        let evictable = newest.note.bytes_of(|rank| rank.evictable && rank.priority <= priority);
         let is_small =
             newest.live_bytes < self.generation_bytes / 4 || evictable * SHARE_MIN < newest.disk_bytes;
         if is_small || self.unsynced_bytes > 0 || self.handed >= self.durable {
@@ -66,9 +66,8 @@ impl<H: Shelf> Generations<H> {
             return Ok(false);
         }
         let is_bloated = |sealed: &Sealed| {
-            let live: u64 = sealed.note.iter().flat_map(|note| &note.ranks).map(|(_, bytes)| bytes).sum();
-            let is_known = sealed.note.is_some() && !sealed.listed.is_aside;
-            is_known && sealed.disk_bytes > live + live / BLOAT_SHARE + BLOAT_BYTES_MIN
+            let Some(live) = sealed.note.as_ref().map(Note::bytes) else { return false };
+            !sealed.listed.is_aside && sealed.disk_bytes > live + live / BLOAT_SHARE + BLOAT_BYTES_MIN
         };
         let Some(number) = self.row.iter().position(is_bloated) else { return Ok(false) };
         let before = self.disk_bytes();
@@ -85,15 +84,12 @@ impl<H: Shelf> Generations<H> {
         if sealed.note.is_none() {
             let listed = sealed.listed;
             let index = self.index(listed, end, self.cursor_durable).unwrap_or_default();
-            let mut note = Note::default();
-            for piece in &index.pieces {
-                note.add(piece.rank, piece.bytes);
-            }
             if let Some(sealed) = self.row.get_mut(number) {
-                sealed.note = Some(note);
+                sealed.note = Some(Note::of(&index));
             }
         }
-        let bytes = self.row.get(number).and_then(|s| s.note.as_ref()).map_or(0, |note| note.bytes_of(rank));
+        let note = self.row.get(number).and_then(|sealed| sealed.note.as_ref());
+        let bytes = note.map_or(0, |note| note.bytes_of(|known| known == rank));
         bytes > 0 && bytes.saturating_mul(SHARE_MIN) >= disk_bytes
     }
 
@@ -134,7 +130,7 @@ impl<H: Shelf> Generations<H> {
         from: usize,
         to: usize,
         reason: Option<Reason>,
-        is_given_up: impl Fn(&Candidate) -> bool,
+        is_given_up: impl Fn(&Piece) -> bool,
     ) -> Result<u64, StoreError> {
         self.finish_replacement()?;
         let from = self.with_small_before(from);
@@ -152,9 +148,8 @@ impl<H: Shelf> Generations<H> {
         let handed = self.handed;
         let plan =
             plan(&readings, |piece| piece.kind == Kind::Events && piece.first > handed && is_given_up(piece));
-        let kept: u64 = plan.kept.iter().map(|(_, bytes)| bytes).sum();
         let slack = self.limits.bytes_max.saturating_sub(self.disk_bytes());
-        if kept > slack || (reason.is_some() && plan.given_up.is_empty()) {
+        if plan.kept.bytes() > slack || (reason.is_some() && plan.given_up.is_empty()) {
             return Ok(0);
         }
         self.write_replacement(first, &mut readings, &plan)?;
@@ -169,11 +164,7 @@ impl<H: Shelf> Generations<H> {
         self.store_ledger();
         self.row.drain(from..to);
         let listed = Listed { first, is_aside: false };
-        let mut note = Note::default();
-        for &(rank, bytes) in &plan.kept {
-            note.add(rank, bytes);
-        }
-        self.row.insert(from, Sealed { listed, disk_bytes: 0, note: Some(note), newest: None });
+        self.row.insert(from, Sealed { listed, disk_bytes: 0, note: Some(plan.kept), newest: None });
         self.finish_replacement()?;
         self.given_up += events;
         if let Some((reason, suppressed)) =
@@ -237,14 +228,6 @@ impl<H: Shelf> Generations<H> {
     }
 }
 
-/// A piece that may be given up.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Candidate {
-    first: Seq,
-    pub(super) rank: Rank,
-    kind: Kind,
-}
-
 #[derive(Debug)]
 enum Step {
     Keep { reading: usize, piece: usize },
@@ -256,14 +239,14 @@ enum Step {
 struct Plan {
     steps: Vec<Step>,
     given_up: Vec<(Seq, Seq)>,
-    kept: Vec<(Rank, u64)>,
+    kept: Note,
 }
 
-fn plan(readings: &[Reading], is_given_up: impl Fn(&Candidate) -> bool) -> Plan {
+fn plan(readings: &[Reading], is_given_up: impl Fn(&Piece) -> bool) -> Plan {
     let mut plan = Plan::default();
     for (reading, index) in readings.iter().map(Reading::index).enumerate() {
         for (number, piece) in index.pieces.iter().enumerate() {
-            let goes = is_given_up(&Candidate { first: piece.first, rank: piece.rank, kind: piece.kind });
+            let goes = is_given_up(piece);
             if goes {
                 match plan.given_up.last_mut() {
                     Some((_, last)) if last.next() == piece.first => *last = piece.last,
@@ -271,7 +254,7 @@ fn plan(readings: &[Reading], is_given_up: impl Fn(&Candidate) -> bool) -> Plan 
                 }
             }
             if !goes && piece.kind == Kind::Events {
-                plan.kept.push((piece.rank, piece.bytes));
+                plan.kept.add(piece.rank, piece.bytes);
                 plan.steps.push(Step::Keep { reading, piece: number });
                 continue;
             }

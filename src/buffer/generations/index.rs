@@ -26,7 +26,6 @@ pub(in crate::buffer) struct Piece {
     pub(in crate::buffer) rank: Rank,
     /// Bytes of its blocks.
     pub(in crate::buffer) bytes: u64,
-    epoch: u32,
     /// Where in [`Index::places`].
     places: (u32, u32),
 }
@@ -41,8 +40,6 @@ pub(in crate::buffer) struct Index {
     pub(in crate::buffer) cursor: Seq,
     /// Everything up to here was synced once.
     pub(in crate::buffer) synced: Seq,
-    /// Highest epoch seen.
-    pub(in crate::buffer) epoch: u32,
     pub(in crate::buffer) scanned: Scanned,
 }
 
@@ -79,11 +76,10 @@ impl Index {
     }
 
     fn note(&mut self, offset: u64, block: &Block<'_>, found: &mut Vec<Found>) {
-        self.epoch = self.epoch.max(block.origin.epoch);
         match block.kind {
             Kind::Cursor => self.cursor = self.cursor.max(block.first),
             Kind::Events => {
-                let before = block.first.0.saturating_sub(1).saturating_sub(u64::from(block.unsynced));
+                let before = block.first.before().0.saturating_sub(u64::from(block.unsynced));
                 self.synced = self.synced.max(Seq(before));
             }
             Kind::Gap => self.synced = self.synced.max(block.last()),
@@ -142,7 +138,6 @@ impl Index {
                     kind: head.kind,
                     rank: head.rank,
                     bytes: group.iter().map(|block| u64::from(block.place.bytes)).sum(),
-                    epoch: head.origin.epoch,
                     places: (start, end),
                 },
             );
@@ -161,10 +156,11 @@ impl Index {
         self.pieces.partition_point(|piece| piece.last <= after)
     }
 
-    /// Cuts off what follows the first hole behind `from` that need not have been acknowledged: what a crash tore
-    /// while it was written. Everything up to `synced` was acknowledged, so a hole before it is damage and stays.
-    pub(in crate::buffer) fn cut_torn_tail(&mut self, from: Seq, synced: Seq) {
-        let mut end = from;
+    /// Of the newest generation, which begins at `first`: cuts off what follows the first hole behind `cursor` that need
+    /// not have been acknowledged, because a crash tore it while it was written. Everything up to `known`, and what
+    /// was synced by its own account, was acknowledged, so a hole before it is damage and stays.
+    pub(in crate::buffer) fn cut_torn_tail(&mut self, first: Seq, cursor: Seq, known: Seq) {
+        let (mut end, synced) = (first.before().max(cursor), self.synced.max(known));
         let whole = self.pieces.iter().take_while(|piece| {
             let is_next = piece.first <= end.next() || piece.first <= synced;
             end = end.max(piece.last);
@@ -172,6 +168,11 @@ impl Index {
         });
         let whole = whole.count();
         self.pieces.truncate(whole);
+    }
+
+    /// Whether the end of the row and the cursor can be told from it; else the generation before it is asked.
+    pub(in crate::buffer) fn tells_end(&self) -> bool {
+        self.cursor > Seq(0) || !self.pieces.is_empty()
     }
 
     /// The last position that is there.
@@ -185,7 +186,7 @@ impl Index {
         let mut wanted = first;
         for piece in self.pieces.iter().take_while(|piece| piece.first <= last) {
             if piece.first > wanted {
-                holes.push((wanted, Seq(piece.first.0 - 1)));
+                holes.push((wanted, piece.first.before()));
             }
             wanted = wanted.max(piece.last.next());
         }

@@ -17,6 +17,7 @@
 mod evict;
 mod index;
 mod keys;
+mod note;
 mod reading;
 mod recovery;
 
@@ -25,11 +26,9 @@ use std::io;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use super::OpenError;
 use super::batch::Batch;
-use super::block::{Block, Encoder, Origin, RUN_BYTES_MAX, Rank};
+use super::block::{Block, Encoder, Origin, RUN_BYTES_MAX};
 use super::identity::{HighWater, Identity, Marks};
 use super::ledger::{Entries, Ledger, Reason};
 use super::reserve::Reserve;
@@ -37,6 +36,7 @@ use super::store::{Listed, Shelf, Store, StoreError};
 use crate::event::Seq;
 use crate::log::Limited;
 use keys::{CURSOR_KEY, block_key, key_seq};
+use note::Note;
 
 pub(in crate::buffer) use index::Index;
 pub(in crate::buffer) use reading::{Age, Reading, last_event};
@@ -101,26 +101,6 @@ pub(super) struct Limits {
     pub(super) free_min: u64,
     /// Events older than this are given up.
     pub(super) age_max: Option<Duration>,
-}
-
-/// What is known of a sealed generation without reading it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Note {
-    /// Bytes of its blocks by rank, drained ones included.
-    ranks: Vec<(Rank, u64)>,
-}
-
-impl Note {
-    fn add(&mut self, rank: Rank, bytes: u64) {
-        match self.ranks.iter_mut().find(|(known, _)| *known == rank) {
-            Some((_, sum)) => *sum += bytes,
-            None => self.ranks.push((rank, bytes)),
-        }
-    }
-
-    fn bytes_of(&self, rank: Rank) -> u64 {
-        self.ranks.iter().find(|(known, _)| *known == rank).map_or(0, |&(_, bytes)| bytes)
-    }
 }
 
 /// A generation that is only read.
@@ -278,6 +258,11 @@ impl<H: Shelf> Generations<H> {
         self.ledger.entries()
     }
 
+    /// As [`Ledger::changes`].
+    pub(super) fn ledger_changes(&self) -> u64 {
+        self.ledger.changes()
+    }
+
     /// Counts events that never got a position.
     pub(super) fn count(&mut self, reason: Reason, events: u64) {
         self.ledger.count(reason, events);
@@ -305,13 +290,12 @@ impl<H: Shelf> Generations<H> {
     /// Seals the newest generation, if there is one, and makes a new one that starts at the next event.
     fn add_generation(&mut self) -> Result<(), StoreError> {
         if self.must_jump {
-            let jumped = self.identity.jump(self.durable, self.cursor);
-            self.ledger.set_witness(self.identity.witness());
-            let to = jumped.map_err(|e| identity_error(&e))?;
-            (self.next, self.must_jump) = (to, false);
+            let (durable, cursor) = (self.durable, self.cursor);
+            self.next = self.promise(|identity| identity.jump(durable, cursor))?;
+            self.must_jump = false;
         }
-        self.reserve_numbers(self.next)?;
         let (first, cursor) = (self.next, self.cursor);
+        self.promise(|identity| identity.reserve(first))?;
         if let Some(leftover) = self.leftover {
             self.shelf.delete(leftover)?;
             self.leftover = None;
@@ -333,18 +317,19 @@ impl<H: Shelf> Generations<H> {
         })?;
         self.seal();
         // Everything before a new generation is durable, or known to be lost.
-        (self.durable, self.cursor_durable) = (Seq(first.0 - 1), cursor);
+        (self.durable, self.cursor_durable) = (first.before(), cursor);
         let disk_bytes = store.disk_bytes();
         self.newest = Some(Newest { first, store, disk_bytes, live_bytes: 0, note: Note::default() });
         self.note_high_water(true);
         Ok(())
     }
 
-    fn reserve_numbers(&mut self, seq: Seq) -> Result<(), StoreError> {
-        let reserved = self.identity.reserve(seq);
+    /// Lets the identity give its word on numbers; the ledger remembers which identity that was.
+    fn promise<T>(&mut self, give: impl FnOnce(&mut Identity) -> io::Result<T>) -> Result<T, StoreError> {
+        let given = give(&mut self.identity);
         // A crash before the ledger has this costs the buffer's log id, nothing else.
         self.ledger.set_witness(self.identity.witness());
-        reserved.map_err(|e| identity_error(&e))
+        given.map_err(|e| StoreError::io("IDENTITY", &e))
     }
 
     /// A generation in which nothing ever became durable has the name that the next one gets: it goes.
@@ -366,9 +351,7 @@ impl<H: Shelf> Generations<H> {
         let Some(Newest { first, store, note, .. }) = self.newest.take() else { return };
         drop(store);
         let listed = Listed { first, is_aside: false };
-        if let Ok(text) = serde_json::to_vec(&note) {
-            self.shelf.note(first, &text);
-        }
+        note.write(&self.shelf, first);
         let disk_bytes = self.shelf.disk_bytes(listed);
         self.row.push_back(Sealed { listed, disk_bytes, note: Some(note), newest: None });
     }
@@ -466,7 +449,7 @@ impl<H: Shelf> Generations<H> {
     fn try_put(&mut self, batch: &Batch) -> Result<Seq, StoreError> {
         let first = self.next;
         let end = first.plus(batch.len() as u64);
-        self.reserve_numbers(end)?;
+        self.promise(|identity| identity.reserve(end))?;
         let newest = self.newest.as_mut().ok_or_else(not_writable)?;
         let mut put_bytes = 0;
         let mut at = 0;
@@ -510,7 +493,7 @@ impl<H: Shelf> Generations<H> {
         // Order: counted before it is gone.
         if let Err(error) = self.ledger.store() {
             self.ledger = before;
-            return Err(StoreError::Io(format!("the loss ledger cannot be written: {error}")));
+            return Err(StoreError::io("the loss ledger cannot be written", &error));
         }
         self.advance(to);
         self.sync()?;
@@ -579,7 +562,7 @@ impl<H: Shelf> Generations<H> {
         }
         newest.store.sync()?;
         newest.disk_bytes = newest.store.disk_bytes();
-        self.durable = Seq(self.next.0 - 1);
+        self.durable = self.next.before();
         self.cursor_durable = cursor;
         self.unsynced_bytes = 0;
         Ok(())
@@ -592,7 +575,7 @@ impl<H: Shelf> Generations<H> {
     fn commit_without_store(&mut self) -> Result<(), StoreError> {
         let marks = Marks { cursor: self.cursor, ..self.marks() };
         let noted = self.high_water.note(marks).and_then(|()| self.high_water.sync());
-        noted.map_err(|e| StoreError::Io(format!("HIGHWATER: {e}")))?;
+        noted.map_err(|e| StoreError::io("HIGHWATER", &e))?;
         self.cursor_durable = self.cursor;
         self.trim();
         Ok(())
@@ -608,7 +591,7 @@ impl<H: Shelf> Generations<H> {
             let next = self.row.get(1).map(|second| second.listed.first);
             let next = next.or(self.newest.as_ref().map(|newest| newest.first));
             // Without a generation behind it, its end is the durable one.
-            let end = next.map_or(self.durable, |next| Seq(next.0 - 1));
+            let end = next.map_or(self.durable, Seq::before);
             if end > self.cursor_durable {
                 break;
             }
@@ -628,7 +611,7 @@ impl<H: Shelf> Generations<H> {
             let Some((first, _)) = self.asides.pop_front() else { break };
             self.forget_aside(first);
         }
-        self.reserve.restore(self.shelf.free_bytes());
+        self.reserve.restore(|| self.shelf.free_bytes());
     }
 
     fn forget_aside(&mut self, first: Seq) {
@@ -693,13 +676,4 @@ impl<S: Store> Newest<S> {
 
 fn not_writable() -> StoreError {
     StoreError::Io("no generation is open".into())
-}
-
-fn identity_error(error: &io::Error) -> StoreError {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            StoreError::NoSpace(format!("IDENTITY: {error}"))
-        }
-        _ => StoreError::Io(format!("IDENTITY: {error}")),
-    }
 }

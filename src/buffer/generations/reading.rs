@@ -8,7 +8,7 @@ use super::{Generations, Index, Newest};
 use crate::buffer::block::{Assembly, Block, BlockError, Kind, Origin};
 use crate::buffer::ledger::Reason;
 use crate::buffer::run::Run;
-use crate::buffer::scan::Source;
+use crate::buffer::scan::{Source, read_exactly};
 use crate::buffer::store::{Listed, Shelf, Store, StoreError};
 use crate::error::Class;
 use crate::event::{Event, Seq, Stamp};
@@ -76,7 +76,7 @@ impl<H: Shelf> Generations<H> {
             };
             if first > wanted {
                 // The generation that had them is gone.
-                let end = Seq(first.0 - 1);
+                let end = first.before();
                 self.count_missing(wanted, end);
                 run.reach(end);
                 continue;
@@ -93,7 +93,7 @@ impl<H: Shelf> Generations<H> {
     pub(super) fn end_of(&self, number: usize) -> Seq {
         let next = self.row.get(number + 1).map(|sealed| sealed.listed.first);
         let next = next.or(self.newest.as_ref().map(|newest| newest.first));
-        next.map_or(self.durable, |next| Seq(next.0 - 1))
+        next.map_or(self.durable, Seq::before)
     }
 
     fn read_newest(&mut self, bytes_max: usize, age: Option<Age>, run: &mut Run) -> Result<(), StoreError> {
@@ -265,7 +265,7 @@ impl Reading {
         let Some(piece) = self.index.pieces.get(number) else { return false };
         let mut assembly = Assembly::default();
         for place in self.index.places(piece) {
-            if !read_exactly(&*self.source, place.offset, place.bytes, &mut self.block) {
+            if !read_exactly(&*self.source, place.offset, place.bytes as usize, &mut self.block) {
                 return false;
             }
             match take_block(&self.block, &mut assembly, run) {
@@ -290,27 +290,13 @@ impl Reading {
     ) -> Result<(), StoreError> {
         let Some(piece) = self.index.pieces.get(number) else { return Ok(()) };
         for place in self.index.places(piece) {
-            if !read_exactly(&*self.source, place.offset, place.bytes, &mut self.block) {
+            if !read_exactly(&*self.source, place.offset, place.bytes as usize, &mut self.block) {
                 return Err(StoreError::Io(format!("generation {} cannot be read", self.listed.first)));
             }
             put(&self.block)?;
         }
         Ok(())
     }
-}
-
-fn read_exactly(source: &dyn Source, offset: u64, bytes: u32, space: &mut Vec<u8>) -> bool {
-    space.resize(bytes as usize, 0);
-    let mut filled = 0;
-    while let Some(rest) = space.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match source.read_at(rest, offset + filled as u64) {
-            Ok(0) => return false,
-            Ok(bytes) => filled += bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => return false,
-        }
-    }
-    true
 }
 
 impl<S: Store> Newest<S> {
@@ -339,7 +325,7 @@ impl<S: Store> Newest<S> {
                     return ControlFlow::Continue(());
                 }
                 if block.first > wanted {
-                    holes.push((wanted, Seq(block.first.0 - 1)));
+                    holes.push((wanted, block.first.before()));
                 }
                 run.close(block.first, block.count, block.origin);
                 run.reach(block.last());

@@ -25,13 +25,14 @@ impl<H: Shelf> Generations<H> {
     /// Finds end and cursor, counts what is missing at the end, and makes a newest generation if the disk takes one.
     pub(super) fn recover(&mut self) -> Result<(), OpenError> {
         self.finish_replacement()?;
-        for listed in self.shelf.list()? {
+        let mut found = self.shelf.list()?;
+        // Of several copies that were set aside under one name, one is in the row; all are kept.
+        found.dedup();
+        for listed in found {
             let disk_bytes = self.shelf.disk_bytes(listed);
-            let note = self.shelf.noted(listed.first).filter(|_| !listed.is_aside);
-            let note = note.and_then(|text| serde_json::from_slice(&text).ok());
+            let note = if listed.is_aside { None } else { Note::read(&self.shelf, listed.first) };
             self.row.push_back(Sealed { listed, disk_bytes, note, newest: None });
         }
-        self.drop_other_copies();
         let marks = self.high_water.marks();
         let had_identity = self.identity.ceiling() > Seq(0);
         if !had_identity && self.row.is_empty() {
@@ -52,7 +53,7 @@ impl<H: Shelf> Generations<H> {
         self.handed = self.cursor;
         self.count_lost_tail(last, marks.durable);
         self.store_ledger();
-        self.merge_small()?;
+        self.merge_small();
         // Order: a drained generation goes once another one, or the high-water file, has the cursor.
         if let Err(error) = self.reopen() {
             tracing::error!(
@@ -78,21 +79,11 @@ impl<H: Shelf> Generations<H> {
         let Some(sealed) = self.row.iter_mut().find(|s| s.listed.first == replacement.first) else {
             return Ok(());
         };
-        if let Some(text) = sealed.note.as_ref().and_then(|note| serde_json::to_vec(note).ok()) {
-            self.shelf.note(sealed.listed.first, &text);
+        if let Some(note) = &sealed.note {
+            note.write(&self.shelf, sealed.listed.first);
         }
         sealed.disk_bytes = self.shelf.disk_bytes(sealed.listed);
         Ok(())
-    }
-
-    /// Of several copies that were set aside under one name, one is in the row; all are kept.
-    fn drop_other_copies(&mut self) {
-        let mut before: Option<Listed> = None;
-        self.row.retain(|sealed| {
-            let is_new = before != Some(sealed.listed);
-            before = Some(sealed.listed);
-            is_new
-        });
     }
 
     /// Reads the generations from the newest on until one has told end and cursor.
@@ -103,7 +94,7 @@ impl<H: Shelf> Generations<H> {
             let Some(Sealed { listed, .. }) = self.row.get(number) else { break };
             let listed = *listed;
             let is_newest = bound == Seq::MAX;
-            end.last = end.last.max(Seq(listed.first.0.saturating_sub(1)));
+            end.last = end.last.max(listed.first.before());
             if is_newest && !listed.is_aside {
                 // What a dead process wrote is served, so it has to be durable first.
                 if let Err(error) = self.shelf.settle(listed.first) {
@@ -123,7 +114,7 @@ impl<H: Shelf> Generations<H> {
                         let known = if is_damaged { Seq(0) } else { self.high_water.marks().durable };
                         end.last = end.last.max(known);
                     }
-                    bound = Seq(listed.first.0.saturating_sub(1));
+                    bound = listed.first.before();
                     continue;
                 }
             };
@@ -132,22 +123,17 @@ impl<H: Shelf> Generations<H> {
             }
             self.cursor = self.cursor.max(index.cursor);
             if is_newest {
-                let before = Seq(listed.first.0.saturating_sub(1)).max(self.cursor);
-                index.cut_torn_tail(before, index.synced.max(self.high_water.marks().durable));
+                index.cut_torn_tail(listed.first, self.cursor, self.high_water.marks().durable);
                 end.is_uncertain |= listed.is_aside || index.scanned.unreadable > 0;
-                let mut note = Note::default();
-                for piece in &index.pieces {
-                    note.add(piece.rank, piece.bytes);
-                }
-                if let Some(sealed) = self.row.get_mut(number).filter(|sealed| sealed.note.is_none()) {
-                    sealed.note = Some(note);
+                if let Some(sealed) = self.row.get_mut(number) {
+                    sealed.note.get_or_insert_with(|| Note::of(&index));
                 }
             }
             end.last = end.last.max(index.last().unwrap_or_default());
-            if index.cursor > Seq(0) || !index.pieces.is_empty() {
+            if index.tells_end() {
                 break;
             }
-            bound = Seq(listed.first.0.saturating_sub(1));
+            bound = listed.first.before();
         }
         end.last = end.last.max(self.cursor);
         Ok(end)
@@ -181,31 +167,26 @@ impl<H: Shelf> Generations<H> {
         }
     }
 
-    /// Makes one generation of many small ones at the end of the row.
-    fn merge_small(&mut self) -> Result<(), OpenError> {
+    /// Makes one generation of many small ones at the end of the row. It only saves space: what refuses now is tried
+    /// again at the next start.
+    fn merge_small(&mut self) {
         // Nothing is in a generation that begins behind the last event, unless that was lost.
         if self.must_jump {
-            return Ok(());
+            return;
         }
         if let Err(error) = self.clear_name(self.durable.next()) {
             tracing::warn!(%error, "an empty generation could not be deleted");
-            return Ok(());
+            return;
         }
         let small_max = self.generation_bytes / 4;
         let is_small = |sealed: &&Sealed| !sealed.listed.is_aside && sealed.disk_bytes < small_max;
         let count = self.row.iter().rev().take_while(is_small).count();
         if count < SMALL_MAX {
-            return Ok(());
+            return;
         }
         let from = self.row.len() - count;
-        match self.rewrite(from, self.row.len(), None, |_| false) {
-            Err(error) if error.class() == Class::Reject => Err(error.into()),
-            // Later: it only saves space.
-            Err(error) => {
-                tracing::debug!(%error, "small generations could not be merged");
-                Ok(())
-            }
-            Ok(_) => Ok(()),
+        if let Err(error) = self.rewrite(from, self.row.len(), None, |_| false) {
+            tracing::debug!(%error, "small generations could not be merged");
         }
     }
 }

@@ -22,7 +22,7 @@ use super::generations::{Age, Index};
 use super::identity::{self, HighWater, LogName};
 use super::ledger::{self, Entries, RANGES_MAX};
 use super::probe::{self, Owner};
-use super::sled::BLOCKS;
+use super::sled::{BLOCKS, folder_name};
 use crate::event::{Seq, Stamp};
 
 pub use verify::{FolderReport, Report};
@@ -172,19 +172,17 @@ impl View {
         let mut last = self.cursor;
         for number in (0..self.folders.len()).rev() {
             let Some(folder) = self.folders.get(number).filter(|folder| !folder.is_spare) else { continue };
-            last = last.max(Seq(folder.first.0.saturating_sub(1)));
+            last = last.max(folder.first.before());
             // Gone meanwhile, or not readable: the ones before it tell as much.
             let Ok(mut index) = folder.index(self.cursor) else { continue };
             self.newer = self.newer.or(index.scanned.newer);
             self.cursor = self.cursor.max(index.cursor);
-            let synced = index.synced.max(noted);
             if folder.bound == Seq::MAX {
-                let before = Seq(folder.first.0.saturating_sub(1)).max(self.cursor);
-                index.cut_torn_tail(before, synced);
+                index.cut_torn_tail(folder.first, self.cursor, noted);
             }
             let found = index.last().unwrap_or_default();
-            last = last.max(if self.is_open() { found.min(synced) } else { found });
-            if index.cursor > Seq(0) || !index.pieces.is_empty() {
+            last = last.max(if self.is_open() { found.min(index.synced.max(noted)) } else { found });
+            if index.tells_end() {
                 break;
             }
         }
@@ -230,7 +228,7 @@ impl View {
 
     /// The name of events of `epoch`.
     pub fn log_of(&self, epoch: u32) -> Option<&LogName> {
-        self.logs.iter().rev().find(|name| name.epoch <= epoch).or(self.logs.first())
+        LogName::of(&self.logs, epoch)
     }
 
     /// The events from `from` on that are not given up, up to the last durable one.
@@ -245,7 +243,7 @@ impl View {
 
     /// Ranges of numbers that were jumped over.
     fn jumped(&self) -> Vec<(Seq, Seq)> {
-        self.jumps.iter().map(|&(after, to)| (after.next(), Seq(to.0.saturating_sub(1)))).collect()
+        self.jumps.iter().map(|&(after, to)| (after.next(), to.before())).collect()
     }
 
     /// The cursor now: an agent may have moved it.
@@ -277,12 +275,9 @@ fn folders(place: &Place) -> Result<Vec<Folder>, ViewError> {
     let mut found = Vec::new();
     let mut replaced = None;
     for entry in fs::read_dir(dir).map_err(ViewError::io(dir))? {
-        let path = entry.map_err(ViewError::io(dir))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        let Some(first) = name.split('.').next().and_then(|text| text.parse().ok()).map(Seq) else {
-            continue;
-        };
+        let entry = entry.map_err(ViewError::io(dir))?;
+        let path = entry.path();
+        let Some((first, extension)) = folder_name(&path) else { continue };
         // One that was written and counted stands for those that it replaces, whether they are gone or not.
         let is_new = extension == "new" && replacement.is_some_and(|r| r.first == first);
         if is_new {
@@ -290,6 +285,7 @@ fn folders(place: &Place) -> Result<Vec<Folder>, ViewError> {
         }
         if is_new || matches!(extension, "gen" | "bad") {
             let is_aside = extension == "bad";
+            let name = entry.file_name().to_string_lossy().into_owned();
             found.push((Folder { name, first, bound: Seq::MAX, is_aside, is_spare: false, path }, is_new));
         }
     }
@@ -308,7 +304,7 @@ fn folders(place: &Place) -> Result<Vec<Folder>, ViewError> {
     let mut before = None;
     for folder in &mut found {
         let next = firsts.iter().find(|first| **first > folder.first);
-        folder.bound = next.map_or(Seq::MAX, |next| Seq(next.0 - 1));
+        folder.bound = next.map_or(Seq::MAX, |next| next.before());
         folder.is_spare = before.replace(folder.first) == Some(folder.first);
     }
     Ok(found)

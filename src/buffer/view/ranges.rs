@@ -12,7 +12,7 @@ pub(super) fn minus((first, last): (Seq, Seq), cut: &mut [(Seq, Seq)]) -> Vec<(S
             break;
         }
         if a > from {
-            left.push((from, Seq(a.0 - 1)));
+            left.push((from, a.before()));
         }
         from = from.max(b.next());
     }

@@ -86,7 +86,7 @@ impl View {
         for folder in &self.folders {
             if !folder.is_spare {
                 // The generation before it is gone.
-                self.hold(&mut report, (at, Seq(folder.first.0.saturating_sub(1))));
+                self.hold(&mut report, (at, folder.first.before()));
                 at = at.max(folder.bound.next());
             }
             let Some(found) = self.look_into(folder)? else { continue };
@@ -161,7 +161,7 @@ impl View {
                 continue;
             }
             // A block may hold events in front of the cursor too.
-            let before = Seq(first.0.saturating_sub(1)).max(after);
+            let before = first.before().max(after);
             run.restart(before);
             let is_whole = reading.unpack(number, &mut run);
             let events = run.events().count() as u64;

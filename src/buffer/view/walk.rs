@@ -102,7 +102,7 @@ impl<'v> Walk<'v> {
             if last < self.next || first > self.end || (self.is_salvage && kind != Kind::Events) {
                 continue;
             }
-            self.run.restart(Seq(self.next.0 - 1));
+            self.run.restart(self.next.before());
             if kind == Kind::Events && !reading.unpack(number, &mut self.run) {
                 self.run.forget();
                 if self.view.is_open() && self.looks < LOOKS_MAX {
@@ -114,7 +114,7 @@ impl<'v> Walk<'v> {
             }
             self.looks = 0;
             if first > self.next {
-                self.pass(Seq(first.0 - 1));
+                self.pass(first.before());
             }
             self.next = last.next();
             if kind == Kind::Events {
@@ -157,7 +157,7 @@ impl<'v> Walk<'v> {
             let (bound, mut open) = (copies.first().map_or(first, |f| f.bound), Vec::new());
             let mut bytes = 0;
             for folder in copies.into_iter().take(wanted) {
-                match read(folder, Seq(self.next.0 - 1)) {
+                match read(folder, self.next.before()) {
                     Ok(reading) => open.push(reading),
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                     Err(e) => return Err(ViewError::io(&folder.path)(e)),

@@ -242,7 +242,7 @@ impl Work {
                     let outcome = &mut self.outcome;
                     outcome.imported += events;
                     outcome.first.get_or_insert(appended.first);
-                    outcome.last = Some(Seq(appended.first.plus(events).0 - 1));
+                    outcome.last = Some(appended.first.plus(events).before());
                     self.bar.set_message(text::count(outcome.imported, "event"));
                     self.batch = appended.batch;
                     self.batch.clear();

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::harness::flow::Stored;
+use crate::harness::flow::{Stored, padding};
 use crate::harness::kafka::{Follower, Record};
 use crate::harness::wait::{USUAL, scaled, within};
 
@@ -46,6 +46,8 @@ struct State {
     different: u64,
     out_of_order: u64,
     wrong: Vec<String>,
+    /// Payloads are compared with what was sent.
+    compares: bool,
 }
 
 #[derive(Default)]
@@ -101,7 +103,17 @@ impl Verdict {
 impl Tally {
     /// Begins at the beginning of `topic`, which must exist.
     pub(crate) fn start(brokers: &str, topic: &str) -> Self {
-        let state = Arc::<Mutex<State>>::default();
+        Self::of(brokers, topic, State::default())
+    }
+
+    /// As [`Tally::start`], and every byte of each payload has to be what a [`Producer`](crate::harness::flow::Producer)
+    /// has sent.
+    pub(crate) fn start_comparing(brokers: &str, topic: &str) -> Self {
+        Self::of(brokers, topic, State { compares: true, ..State::default() })
+    }
+
+    fn of(brokers: &str, topic: &str, state: State) -> Self {
+        let state = Arc::new(Mutex::new(state));
         let shared = Arc::clone(&state);
         let follower = Follower::start(brokers, topic, move |record| {
             shared.lock().unwrap_or_else(PoisonError::into_inner).take(&record);
@@ -155,6 +167,9 @@ impl State {
         let stored = Stored::of(record);
         let agent = record.header("fieldpost-agent").expect("every record names its agent");
         let log = self.logs.place_of(&format!("{agent} {}", stored.log));
+        if self.compares && !is_whole(record, stored.n) {
+            self.note(format!("{}-{} came with other bytes than it was sent with", stored.source, stored.n));
+        }
         let source = self.sources.place_of(&stored.source);
         self.seen.resize_with(self.seen.len().max(source + 1), Seen::default);
         self.records += 1;
@@ -204,4 +219,8 @@ impl State {
             numbers.iter().copied().filter(is_missing).map(|n| (source.clone(), n))
         })
     }
+}
+
+fn is_whole(record: &Record, n: u64) -> bool {
+    record.json()["payload"]["x"].as_str().is_some_and(|found| found == padding(n, found.len()))
 }

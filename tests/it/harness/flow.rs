@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::agent::Agent;
 use super::kafka::Record;
+use super::unique;
 use super::unix::{NoReply, Refusal, Reply, UnixClient};
 use super::wait::{scaled, within};
 
@@ -28,26 +30,54 @@ pub(crate) struct Pace {
     pub(crate) rate: Option<u32>,
     /// Most events without an answer.
     pub(crate) window: usize,
-    /// Bytes of padding in the payload.
+    /// Bytes of padding in the payload; with `is_mixed` the most of them.
     pub(crate) padding: usize,
+    /// Each event has a size of its own, from all orders of magnitude below `padding`.
+    pub(crate) is_mixed: bool,
     /// Most events; `u64::MAX` for no end.
     pub(crate) count: u64,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { rate: None, window: 500, padding: 0, count: u64::MAX }
+        Self { rate: None, window: 500, padding: 0, is_mixed: false, count: u64::MAX }
     }
 }
 
+impl Pace {
+    /// Bytes of padding in event `n`.
+    fn padding_of(&self, n: u64) -> usize {
+        if !self.is_mixed {
+            return self.padding;
+        }
+        let mut random = fastrand::Rng::with_seed(n);
+        let most = self.padding >> random.u32(..8);
+        random.usize(..=most)
+    }
+}
+
+/// The padding of event `n`: different in each, so that compression does not make the buffer's limits unreachable.
+pub(crate) fn padding(n: u64, bytes: usize) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut noise = vec![0; bytes];
+    fastrand::Rng::with_seed(n).fill(&mut noise);
+    for byte in &mut noise {
+        *byte = LETTERS[usize::from(*byte % 64)];
+    }
+    String::from_utf8(noise).expect("letters")
+}
+
 /// The line of event `n` of `source`.
-pub(crate) fn line_of(source: &str, n: u64, padding: usize) -> String {
-    // Different in each event, so that compression does not make the buffer's limits unreachable.
-    let mut random = fastrand::Rng::with_seed(n);
-    let padding: String = (0..padding).map(|_| random.alphanumeric()).collect();
+pub(crate) fn line_of(source: &str, n: u64, padding_bytes: usize) -> String {
+    let padding = padding(n, padding_bytes);
     format!(
         r#"{{"id":"{source}-{n}","type":"reading","source_type":"probe","source_id":"{source}","payload":{{"n":{n},"x":"{padding}"}}}}"#
     )
+}
+
+/// `count` producers on the agent's socket, with names that begin with `name`.
+pub(crate) fn start_producers(agent: &Agent, name: &str, count: usize, pace: Pace) -> Vec<Producer> {
+    (0..count).map(|_| Producer::start(&agent.socket(), &unique(name), pace)).collect()
 }
 
 /// A producer on a thread of its own. It goes on over lost connections and refused lines.
@@ -232,7 +262,7 @@ impl Work {
                 }
                 line += 1;
                 pending.push_back((line, n));
-                bytes.extend_from_slice(line_of(&self.source, n, self.pace.padding).as_bytes());
+                bytes.extend_from_slice(line_of(&self.source, n, self.pace.padding_of(n)).as_bytes());
                 bytes.push(b'\n');
             }
             if !bytes.is_empty() && client.try_send_raw(&bytes).is_err() {
@@ -374,7 +404,7 @@ pub(crate) fn assert_whole_and_in_order(stored: &[Stored], acked: &BTreeMap<Stri
 /// What the ledger says was evicted is what is missing in Kafka of the first `total` positions, to the event; every
 /// source's events are there in order. Answers how many those are.
 #[track_caller]
-pub(crate) fn assert_missing_is_evicted(agent: &super::agent::Agent, stored: &[Stored], total: u64) -> u64 {
+pub(crate) fn assert_missing_is_evicted(agent: &Agent, stored: &[Stored], total: u64) -> u64 {
     let found: BTreeSet<u64> = stored.iter().map(|event| event.position.1).collect();
     let missing: BTreeSet<u64> = (1..=total).filter(|seq| !found.contains(seq)).collect();
     let (events, ranges) = agent.lost("evicted");
