@@ -19,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::buffer::{self, Buffer, Run, WriterThread};
 use crate::cli::exit;
-use crate::config::{Config, ConfigErrors, PingAfter, Redis};
-use crate::drain::{Drain, DrainError};
+use crate::config::{self, Config, ConfigErrors, PingAfter, Redis};
+use crate::dead_letter::Store;
+use crate::drain::{self, Drain, DrainError};
 use crate::ingest::{Admission, mqtt, unix};
 use crate::losses::Losses;
 use crate::ping::Pings;
@@ -388,7 +389,10 @@ fn spawn_drain(
     let Some(kafka) = &config.kafka else { return };
     let formatter = Formatter::new(&kafka.topic, kafka.timestamp, buffer.logs())
         .with_loss_topic(config.ledger.topic.as_deref());
-    let stage = Drain::new(buffer.clone(), producer, config.drain, formatter, Arc::clone(stats), pings);
+    let config::DeadLetters { topic, store } = config.dead_letters.clone();
+    let dead_letters = drain::DeadLetters { topic, store: Store::open(store) };
+    let stage =
+        Drain::new(buffer.clone(), producer, config.drain, formatter, Arc::clone(stats), pings, dead_letters);
     let stop = drain.stop.clone();
     drain.stages.spawn(async move {
         let ended = stage.run(stop).await.map_err(|error| match error {

@@ -179,25 +179,27 @@ impl Losses {
 }
 
 /// What the other stages count, and under which reason it goes to the ledger.
-fn counted(stats: &Stats) -> [(Reason, &Watched); 5] {
+fn counted(stats: &Stats) -> [(Reason, &Watched); 6] {
     [
         (Reason::Rejected, &stats.refused),
         (Reason::Rejected, &stats.mqtt_qos0_dropped),
         (Reason::TooLarge, &stats.too_large),
         (Reason::Invalid, &stats.invalid),
         (Reason::Undelivered, &stats.kafka_lost),
+        (Reason::DeadLettered, &stats.dead_lettered),
     ]
 }
 
 /// Returns when there may be something to count or to tell.
 async fn something_counted(stats: &Stats, buffer: &Buffer) {
-    let [one, two, three, four, five] = counted(stats).map(|(_, counter)| counter.grown());
+    let [one, two, three, four, five, six] = counted(stats).map(|(_, counter)| counter.grown());
     tokio::select! {
         () = one => {}
         () = two => {}
         () = three => {}
         () = four => {}
         () = five => {}
+        () = six => {}
         () = buffer.ledger_changed() => {}
     }
 }

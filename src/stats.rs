@@ -148,6 +148,10 @@ pub struct Stats {
     pub kafka_lost: Watched,
     /// When the oldest event that Kafka has not confirmed was taken, microseconds since boot.
     pub oldest_boot_us: Gauge,
+    /// Events that Kafka rejected alone and that are in the dead-letter topic or store.
+    pub dead_lettered: Watched,
+    /// Dead letters that went for newer ones, because the store was full.
+    pub dead_letters_evicted: Counter,
     /// Transactions that Kafka committed.
     pub kafka_transactions: Counter,
     /// Times that the drain had to go back and send again.

@@ -128,24 +128,18 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store; makes nothing yet.
-    ///
-    /// # Errors
-    /// [`DeadLetterError`]: something else than a folder is there, or what a crash left cannot be removed.
-    pub fn open(options: Options) -> Result<Self, DeadLetterError> {
+    /// Opens the store; makes nothing yet, and whatever is wrong with the place is the first put's to say: no dead letter
+    /// keeps the agent from its start.
+    pub fn open(options: Options) -> Self {
         let store = Self {
             folder: Folder::at(&options.dir),
             bytes_max: options.bytes_max,
             is_folder_durable: false,
             held_at_most: None,
         };
-        let new = store.new_path();
-        match fs::remove_file(&new) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(DeadLetterError::Write { path: new, source })
-            }
-            _ => Ok(store),
-        }
+        // Only for its space: the next put writes over it anyhow.
+        let _ = fs::remove_file(store.new_path());
+        store
     }
 
     /// Puts a letter; on return it is durable. A letter of the same log and position that is there already stays as it

@@ -47,7 +47,7 @@ impl Bench {
 
     /// A start of the agent.
     fn open(&self) -> Store {
-        Store::open(Options { dir: self.dir(), bytes_max: self.bytes_max }).unwrap()
+        Store::open(Options { dir: self.dir(), bytes_max: self.bytes_max })
     }
 
     fn folder(&self) -> Folder {
@@ -138,7 +138,7 @@ fn a_crash_while_a_letter_is_written_leaves_no_letter() {
 #[test]
 fn a_crash_behind_the_rename_is_made_good_by_the_next_put() {
     let bench = Bench::new(8192);
-    let mut unbounded = Store::open(Options { dir: bench.dir(), bytes_max: 1 << 20 }).unwrap();
+    let mut unbounded = Store::open(Options { dir: bench.dir(), bytes_max: 1 << 20 });
     for seq in 1..=3 {
         unbounded.put(&letter(seq)).unwrap();
     }
@@ -264,6 +264,6 @@ fn something_else_in_the_way_is_told() {
     let bench = Bench::new(1 << 20);
     fs::create_dir(bench.home.path().join("data")).unwrap();
     fs::write(bench.dir(), "").unwrap();
-    let error = Store::open(Options { dir: bench.dir(), bytes_max: 1 << 20 }).unwrap_err();
+    let error = bench.open().put(&letter(1)).unwrap_err();
     assert!(error.to_string().contains("dead-letters"), "{error}");
 }

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 mod exactly_once;
 mod pace;
+mod poison;
 mod transaction;
 mod window;
 
@@ -45,6 +46,8 @@ use crate::sink::{Fatal, Outcome, Producer, ProducerError, Report, SendError};
 use crate::stats::{LinkState, Stats};
 use pace::Pace;
 pub use pace::Rates;
+pub use poison::DeadLetters;
+use poison::{Poisons, Way};
 pub use transaction::Limits as TransactionLimits;
 use transaction::Transaction;
 use window::Window;
@@ -182,6 +185,7 @@ pub struct Drain<P> {
     cursor: Seq,
     transaction: Option<Transaction>,
     pace: Pace,
+    poisons: Poisons,
     committed: Seq,
     committed_at: Instant,
     round_at: Instant,
@@ -197,7 +201,8 @@ pub struct Drain<P> {
 }
 
 impl<P: Producer> Drain<P> {
-    /// A drain that goes on where the buffer's cursor stands.
+    /// A drain that goes on where the buffer's cursor stands. At most once there are no dead letters: what Kafka rejects is
+    /// counted as lost.
     pub fn new(
         buffer: Buffer,
         producer: P,
@@ -205,6 +210,7 @@ impl<P: Producer> Drain<P> {
         formatter: Formatter,
         stats: std::sync::Arc<Stats>,
         pings: Option<Pings>,
+        dead_letters: DeadLetters,
     ) -> Self {
         let cursor = buffer.figures().cursor;
         let now = Instant::now();
@@ -226,6 +232,7 @@ impl<P: Producer> Drain<P> {
             transaction: (options.delivery == Delivery::ExactlyOnce)
                 .then(|| Transaction::new(options.transaction)),
             pace: Pace::new(options.rates),
+            poisons: Poisons::new(dead_letters),
             committed: cursor,
             committed_at: now,
             round_at: now,
@@ -359,8 +366,9 @@ impl<P: Producer> Drain<P> {
         is_reported
     }
 
-    /// What was refused is through: the next refusal is a new one.
+    /// The cursor has moved: what was refused up to there is through, the next refusal is a new one.
     fn forget_refusals(&mut self) {
+        self.stats.dead_lettered.add(self.poisons.settle(self.cursor));
         if self.suspects.is_empty() {
             self.backoff.reset();
         }
@@ -379,6 +387,17 @@ impl<P: Producer> Drain<P> {
         // What failed only because the producer broke is no suspect.
         if !matches!(outcome, Outcome::Failed(_)) {
             self.suspects.insert(seq);
+        }
+        match outcome {
+            Outcome::Rejected(rejection) if self.is_alone => {
+                self.poisons.rejected(seq, rejection);
+                // Not the same again: there is nothing to wait for.
+                self.backoff.reset();
+            }
+            Outcome::Misconfigured(reason) if self.is_alone => {
+                self.poisons.refused_as_dead_letter(seq, reason)
+            }
+            _ => {}
         }
         self.state = State::Settling;
         self.log_refusal(Some(seq), outcome);
@@ -422,8 +441,11 @@ impl<P: Producer> Drain<P> {
             }
             let before = self.sent;
             let is_whole = self.send_run();
+            if self.poisons.is_letter_due {
+                self.store_letter().await?;
+            }
             is_sent |= self.sent > before;
-            if !is_whole {
+            if !is_whole && self.sent == before {
                 break;
             }
             tokio::task::yield_now().await;
@@ -473,15 +495,23 @@ impl<P: Producer> Drain<P> {
             let is_suspect = self.suspects.contains(&seq);
             // Order: nothing shares a batch with a suspect, and nothing passes it before Kafka confirmed it.
             let is_free = self.has_room() && (!is_suspect || self.window.is_empty());
+            let way = self.poisons.way_of(seq);
+            if way == Some(Way::Store) {
+                self.poisons.is_letter_due = self.window.is_empty();
+                return false;
+            }
             if !is_free || !self.begin_if_needed() {
                 return false;
             }
             let tag = self.window.next_tag();
-            let producer = &mut self.producer;
+            let (producer, poisons) = (&mut self.producer, &self.poisons);
             let (mut bytes, mut line_bytes) = (0, 0);
             let sent = self.formatter.format(seq, origin, &event, |record| {
                 (bytes, line_bytes) = (record.memory(), record.bytes());
-                producer.send(record, tag)
+                match way {
+                    None => producer.send(record, tag),
+                    Some(_) => poisons.send(seq, record, |letter| producer.send(letter, tag)),
+                }
             });
             match sent {
                 Ok(()) => {}

@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::buffer::{Batch, Options as BufferOptions, Wait, WriterThread};
+use crate::dead_letter::{Folder, Options as StoreOptions, Store};
 use crate::event::{Event, EventId, Payload, Stamp};
 use crate::sink::transaction::{Cursor, Kept, StepEnd, StepError};
 use crate::sink::{Record, Rejection, kafka};
@@ -34,6 +35,8 @@ struct Script {
     fatal: Option<Fatal>,
     restarts: usize,
     queue_max: usize,
+    /// Dead letters that were sent: id, code and original topic.
+    letters: Vec<[String; 3]>,
     transactions: Transactions,
 }
 
@@ -113,13 +116,23 @@ impl Scripted {
 impl Producer for Scripted {
     fn send(&mut self, record: &Record<'_>, tag: usize) -> Result<(), SendError> {
         let header = |name: &str| record.headers.iter().find(|(n, _)| *n == name).unwrap().1;
-        let id = String::from_utf8(header("fieldpost-id").to_vec()).unwrap();
+        let text = |name| String::from_utf8(header(name).to_vec()).unwrap();
+        let id = text("fieldpost-id");
         let result = self.with(|script| {
             if script.fatal.is_some() {
                 return Err(SendError::Fatal("broken".into()));
             }
             if script.queue_max > 0 && script.held.len() >= script.queue_max {
                 return Err(SendError::QueueFull);
+            }
+            if record.topic == DEAD_LETTER_TOPIC {
+                assert_eq!(text("fieldpost-dead-letter-reason"), "too large");
+                assert_eq!(
+                    (text("fieldpost-dead-letter-attempts").as_str(), record.timestamp_ms),
+                    ("2", None)
+                );
+                let (code, topic) = (text("fieldpost-dead-letter-code"), text("fieldpost-dead-letter-topic"));
+                script.letters.push([id.clone(), code, topic]);
             }
             let in_flight = script.held.len();
             script.sent.push((id.clone(), in_flight));
@@ -202,8 +215,11 @@ impl Producer for Scripted {
     fn close(self, _timeout: Duration) {}
 }
 
+const DEAD_LETTER_TOPIC: &str = "refused";
+
 struct Bench {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
+    dead_letter_topic: Option<String>,
     buffer: Buffer,
     writer: WriterThread,
     producer: Scripted,
@@ -217,7 +233,8 @@ impl Bench {
         let options = BufferOptions::new(dir.path());
         let (buffer, writer) = Buffer::open(&options, [0; 16], Arc::default()).unwrap();
         Self {
-            _dir: dir,
+            dir,
+            dead_letter_topic: Some(DEAD_LETTER_TOPIC.to_owned()),
             buffer,
             writer,
             producer: Scripted::default(),
@@ -249,6 +266,19 @@ impl Bench {
             .with(|script| script.fates.extend(fates.iter().map(|&(id, fate)| (id.to_string(), fate))));
     }
 
+    /// Returns when everything up to `seq` may be forgotten.
+    async fn until_cursor(&self, seq: u64) {
+        self.producer.until(|_| self.buffer.figures().cursor >= Seq(seq)).await;
+    }
+
+    fn letter_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("dead-letters")
+    }
+
+    fn letters(&self) -> Vec<u64> {
+        Folder::at(&self.letter_dir()).entries().unwrap().iter().map(|entry| entry.name.seq.0).collect()
+    }
+
     fn drain(&self, delivery: Delivery) -> Drain<Scripted> {
         let options = Options {
             delivery,
@@ -274,6 +304,10 @@ impl Bench {
             formatter,
             Arc::clone(&self.stats),
             None,
+            DeadLetters {
+                topic: self.dead_letter_topic.clone(),
+                store: Store::open(StoreOptions { dir: self.letter_dir(), bytes_max: 1 << 20 }),
+            },
         )
     }
 
@@ -610,4 +644,81 @@ async fn while_nobody_answers_one_event_asks_whether_kafka_is_back() {
             bench.producer.with(|script| assert!(script.sent.len() == 100));
         })
         .await;
+}
+
+#[tokio::test]
+async fn what_is_rejected_alone_goes_to_the_dead_letter_topic_in_its_place() {
+    for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
+        let bench = Bench::new();
+        bench.append(1..=20).await;
+        // 5 is poison, 6 was its neighbour; later two in one hand-over.
+        let twice = |id| [(id, Fate::Reject), (id, Fate::Reject)];
+        bench.fates(&[twice(5).as_slice(), &[(6, Fate::Reject)], &twice(11), &twice(13)].concat());
+        let producer = bench.producer.clone();
+        let (cursor, stats) = bench
+            .run(delivery, async |bench| {
+                bench.until_cursor(20).await;
+                assert_eq!(bench.letters(), [0; 0]);
+            })
+            .await;
+        assert_eq!((cursor, stats.dead_lettered.get()), (Seq(20), 3), "{delivery:?}");
+        producer.with(|script| {
+            let mut letters: Vec<_> = script
+                .letters
+                .iter()
+                .map(|[id, code, topic]| (id.as_str(), code.as_str(), topic.as_str()))
+                .collect();
+            letters.dedup();
+            letters.sort_unstable();
+            letters.dedup();
+            assert_eq!(letters, [("11", "10", "t"), ("13", "10", "t"), ("5", "10", "t")]);
+            if delivery == Delivery::ExactlyOnce {
+                assert_eq!(script.transactions.committed_ids(), ids(1..=20));
+                assert_eq!(stats.kafka_out.get(), 20);
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn what_the_dead_letter_topic_refuses_too_is_kept_on_disk() {
+    for (delivery, last) in [
+        (Delivery::AtLeastOnce, Fate::Reject),
+        (Delivery::AtLeastOnce, Fate::Misconfigured),
+        (Delivery::ExactlyOnce, Fate::Reject),
+    ] {
+        let bench = Bench::new();
+        bench.append(1..=10).await;
+        bench.fates(&[(5, Fate::Reject), (5, Fate::Reject), (5, last)]);
+        let producer = bench.producer.clone();
+        let (cursor, stats) = bench
+            .run(delivery, async |bench| {
+                bench.until_cursor(10).await;
+                assert_eq!(bench.letters(), [5]);
+            })
+            .await;
+        assert_eq!((cursor, stats.dead_lettered.get()), (Seq(10), 1));
+        producer.with(|script| assert!(!script.delivered.contains(&"5".to_owned())));
+    }
+}
+
+#[tokio::test]
+async fn without_a_topic_a_dead_letter_is_kept_on_disk_and_without_a_disk_the_line_waits() {
+    let mut bench = Bench::new();
+    bench.dead_letter_topic = None;
+    bench.append(1..=10).await;
+    bench.fates(&[(5, Fate::Reject), (5, Fate::Reject)]);
+    // Something else in the way of the store.
+    std::fs::write(bench.letter_dir(), "").unwrap();
+    let (cursor, stats) = bench
+        .run(Delivery::AtLeastOnce, async |bench| {
+            bench.producer.until(|script| script.sent.iter().filter(|(id, _)| id == "5").count() == 2).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            assert!(bench.buffer.figures().cursor < Seq(5));
+            std::fs::remove_file(bench.letter_dir()).unwrap();
+            bench.until_cursor(10).await;
+            assert_eq!(bench.letters(), [5]);
+        })
+        .await;
+    assert_eq!((cursor, stats.dead_lettered.get()), (Seq(10), 1));
 }

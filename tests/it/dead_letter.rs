@@ -49,7 +49,7 @@ struct Letters(Store, PathBuf);
 impl Letters {
     fn of(agent: &Agent) -> Self {
         let dir = agent.data_dir().join("dead-letters");
-        Self(Store::open(Options { dir: dir.clone(), bytes_max: 64 << 20 }).unwrap(), dir)
+        Self(Store::open(Options { dir: dir.clone(), bytes_max: 64 << 20 }), dir)
     }
 
     fn put_in(&mut self, log: Uuid, seq: u64, event: &Event<'_>) {

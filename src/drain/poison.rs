@@ -1,0 +1,203 @@
+//! Poison: an event that Kafka rejects for its content, alone, so that it is not for a neighbour in its batch.
+//!
+//! It goes to the dead-letter topic in its place in the row, with the reason in headers, and into the dead-letter store
+//! when there is no such topic or Kafka refuses that too. Nothing passes it: the order of its source is kept.
+//! Settings that somebody can mend (rights, a topic that is missing) are not poison; they hold the line.
+
+use std::collections::BTreeMap;
+
+use tokio::task::spawn_blocking;
+
+use super::{Drain, DrainError, State};
+use crate::buffer::{LogName, Run};
+use crate::dead_letter::{DeadLetterError, Letter, Put, Store};
+use crate::event::{Seq, Stamp};
+use crate::sink::{Producer, Record, Rejection};
+use crate::system::Clock;
+
+/// Where poison goes.
+#[derive(Debug)]
+pub struct DeadLetters {
+    /// `kafka.dead_letter_topic`.
+    pub topic: Option<String>,
+    /// For what the topic does not take.
+    pub store: Store,
+}
+
+/// Times that a poisoned event was sent before it counts as that: with its neighbours, and alone.
+const ATTEMPTS: u32 = 2;
+
+/// Where one event goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Topic,
+    Store,
+}
+
+/// Why it goes there.
+#[derive(Debug, Clone)]
+pub(super) struct Poison {
+    way: Way,
+    rejection: Rejection,
+    at: Stamp,
+    texts: [String; 3],
+}
+
+/// The poison between the cursor and what is sent, and where it goes.
+#[derive(Debug)]
+pub(super) struct Poisons {
+    topic: Option<String>,
+    /// Away while a letter is written.
+    store: Option<Store>,
+    clock: Clock,
+    known: BTreeMap<Seq, Poison>,
+    /// The next event goes into the store.
+    pub(super) is_letter_due: bool,
+}
+
+impl Poisons {
+    pub(super) fn new(dead_letters: DeadLetters) -> Self {
+        let DeadLetters { topic, store } = dead_letters;
+        Self {
+            topic,
+            store: Some(store),
+            clock: Clock::default(),
+            known: BTreeMap::new(),
+            is_letter_due: false,
+        }
+    }
+
+    /// Where the event goes, if it is poison.
+    pub(super) fn way_of(&self, seq: Seq) -> Option<Way> {
+        self.known.get(&seq).map(|poison| poison.way)
+    }
+
+    /// The event was rejected alone, or its dead letter was. `false`: it was that already.
+    pub(super) fn rejected(&mut self, seq: Seq, rejection: &Rejection) {
+        if self.known.contains_key(&seq) {
+            return self.refused_as_dead_letter(seq, &rejection.reason);
+        }
+        let way = if self.topic.is_some() { Way::Topic } else { Way::Store };
+        let at = self.clock.now();
+        let time = jiff::Timestamp::from_microsecond(at.wall_us).unwrap_or_default();
+        let texts = [rejection.code.to_string(), ATTEMPTS.to_string(), format!("{time:.6}")];
+        tracing::error!(
+            seq = seq.0, reason = %rejection.reason, way = way.word(),
+            "Kafka rejects an event alone: it becomes a dead letter (fieldpost dead-letter)"
+        );
+        self.known.insert(seq, Poison { way, rejection: rejection.clone(), at, texts });
+    }
+
+    /// Kafka does not take it as a dead letter either.
+    pub(super) fn refused_as_dead_letter(&mut self, seq: Seq, reason: &str) {
+        if let Some(poison) = self.known.get_mut(&seq)
+            && poison.way == Way::Topic
+        {
+            tracing::error!(seq = seq.0, %reason, "kafka.dead_letter_topic does not take a dead letter: it is kept on disk");
+            poison.way = Way::Store;
+        }
+    }
+
+    /// The record of a dead letter: as it would have been, to the other topic, with the reason; at the time of sending,
+    /// because its own may be what is wrong with it.
+    pub(super) fn send<T>(&self, seq: Seq, record: &Record<'_>, send: impl FnOnce(&Record<'_>) -> T) -> T {
+        let (Some(topic), Some(poison)) = (&self.topic, self.known.get(&seq)) else { return send(record) };
+        let [code, attempts, time] = &poison.texts;
+        let mut headers = record.headers.to_vec();
+        headers.extend([
+            ("fieldpost-dead-letter-reason", poison.rejection.reason.as_bytes()),
+            ("fieldpost-dead-letter-code", code.as_bytes()),
+            ("fieldpost-dead-letter-topic", record.topic.as_bytes()),
+            ("fieldpost-dead-letter-attempts", attempts.as_bytes()),
+            ("fieldpost-dead-letter-time", time.as_bytes()),
+        ]);
+        send(&Record { topic, headers: &headers, timestamp_ms: None, ..*record })
+    }
+
+    /// Everything up to `cursor` is where it belongs. Answers how many dead letters that were.
+    pub(super) fn settle(&mut self, cursor: Seq) -> u64 {
+        if self.known.first_key_value().is_none_or(|(seq, _)| *seq > cursor) {
+            return 0;
+        }
+        let behind = self.known.split_off(&cursor.next());
+        std::mem::replace(&mut self.known, behind).len() as u64
+    }
+}
+
+impl Way {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Topic => "topic",
+            Self::Store => "store",
+        }
+    }
+}
+
+impl<P: Producer> Drain<P> {
+    /// Puts the next event, which is poison, into the store, and goes on behind it. With the store out of order the line
+    /// waits: the event was acknowledged.
+    pub(super) async fn store_letter(&mut self) -> Result<(), DrainError> {
+        self.poisons.is_letter_due = false;
+        let Some((seq, origin, event)) = self.run.events().find(|(seq, ..)| *seq > self.sent) else {
+            return Ok(());
+        };
+        let (Some(poison), Some(mut store)) =
+            (self.poisons.known.get(&seq).cloned(), self.poisons.store.take())
+        else {
+            return Ok(());
+        };
+        let topic = self.formatter.format(seq, origin, &event, |record| record.topic.to_owned());
+        let name = LogName::of(self.buffer.logs(), origin.epoch).cloned();
+        let run = std::mem::take(&mut self.run);
+        let put = spawn_blocking(move || {
+            let put = put(&mut store, &run, seq, &poison, &topic, name.as_ref());
+            (store, run, put)
+        });
+        let (store, run, put) =
+            put.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        (self.poisons.store, self.run) = (Some(store), run);
+        match put {
+            Ok(Put { evicted, .. }) => {
+                if evicted > 0 {
+                    self.stats.dead_letters_evicted.add(evicted);
+                    tracing::error!(
+                        evicted,
+                        "the dead-letter store is full: its oldest letters are gone for good"
+                    );
+                }
+                self.sent = seq;
+            }
+            Err(error) => {
+                if let Some(suppressed) = self.refusal_logs.failed.allow() {
+                    tracing::error!(%error, suppressed, "a dead letter cannot be kept: the line waits");
+                }
+                self.state = State::Waiting(tokio::time::Instant::now() + self.backoff.delay());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn put(
+    store: &mut Store,
+    run: &Run,
+    seq: Seq,
+    poison: &Poison,
+    topic: &str,
+    name: Option<&LogName>,
+) -> Result<Put, DeadLetterError> {
+    let found = run.events().find(|(found, ..)| *found == seq);
+    let Some((_, origin, event)) = found else { return Ok(Put { is_new: false, evicted: 0 }) };
+    store.put(&Letter {
+        event: &event,
+        seq,
+        epoch: origin.epoch,
+        agent: name.map_or("", |name| &name.agent),
+        log: name.map_or(uuid::Uuid::nil(), |name| name.log),
+        topic,
+        reason: &poison.rejection.reason,
+        code: poison.rejection.code,
+        attempts: ATTEMPTS,
+        refused_at: poison.at,
+    })
+}
