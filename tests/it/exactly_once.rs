@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use crate::harness::agent::{Agent, Config};
 use crate::harness::flow::{
-    Pace, Producer, Stored, assert_no_duplicates, assert_whole_and_in_order, first_occurrences,
+    self, Pace, Producer, Stored, assert_no_duplicates, assert_whole_and_in_order, finish, first_occurrences,
     kept_by_position, line_of, pass,
 };
 use crate::harness::kafka::{Consumer, Record, create_topic, read_all};
@@ -27,13 +27,7 @@ fn exactly_once(config: &mut Config) -> &mut Config {
 }
 
 fn start_producers(agent: &Agent, rate: u32) -> Vec<Producer> {
-    let pace = Pace { rate: Some(rate), window: 1000, ..Pace::default() };
-    (0..3).map(|_| Producer::start(&agent.socket(), &unique("exactly"), pace)).collect()
-}
-
-#[track_caller]
-fn finish(producers: Vec<Producer>) -> BTreeMap<String, u64> {
-    producers.into_iter().map(|producer| (producer.source().to_owned(), producer.finish(USUAL * 4))).collect()
+    flow::start_producers(agent, "exactly", 3, Pace { rate: Some(rate), window: 1000, ..Pace::default() })
 }
 
 /// Waits until everything acknowledged is in Kafka, stops the agent in order, and looks at the whole topic: each

@@ -22,6 +22,7 @@ mod losses;
 mod mqtt;
 mod outage;
 mod pace;
+mod poison;
 mod process;
 mod redis;
 mod services_obey;

@@ -6,12 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::harness::agent::Agent;
 use crate::harness::flow::{
-    Pace, Producer, Stored, assert_no_duplicates, assert_whole_and_in_order, first_occurrences,
+    Pace, Producer, Stored, assert_no_duplicates, assert_whole_and_in_order, finish, first_occurrences,
     kept_by_position, line_of, pass, start_producers,
 };
-use crate::harness::kafka::{
-    Consumer, Record, alter_topic, consume_count, create_topic, create_topic_named, read_all,
-};
+use crate::harness::kafka::{Consumer, Record, consume_count, create_topic, create_topic_named, read_all};
 use crate::harness::services::{Persistence, Private, Service, Shared};
 use crate::harness::wait::{USUAL, eventually, scaled, within};
 use crate::harness::{seed, unique};
@@ -23,11 +21,6 @@ const KEPT: u64 = 16 * MIB;
 
 fn stored(records: &[Record]) -> Vec<Stored> {
     records.iter().map(Stored::of).collect()
-}
-
-#[track_caller]
-fn finish(producers: Vec<Producer>) -> BTreeMap<String, u64> {
-    producers.into_iter().map(|producer| (producer.source().to_owned(), producer.finish(USUAL * 3))).collect()
 }
 
 fn total(acked: &BTreeMap<String, u64>) -> u64 {
@@ -233,35 +226,15 @@ fn what_kafka_refuses_waits_and_is_explained() {
     assert_eq!(producer.finish(USUAL), 300);
     agent.wait_log("Kafka refuses the topic; look at kafka.topic", USUAL);
     assert!(agent.log_count("Kafka refuses the topic") < 3, "it is not said for each event");
-    create_topic_named(kafka.address(), &topic, 1, &[("max.message.bytes", "3000")]);
+    create_topic_named(kafka.address(), &topic, 1, &[]);
     let reader = Consumer::start(kafka.address(), &topic);
     reader.wait_count(300, USUAL * 3);
-
-    // One event too large for the topic, in the middle of a burst.
-    let mut client = agent.unix();
-    for n in 300..600 {
-        client.send_line(&line_of(&source, n, if n == 450 { 6000 } else { 30 }));
-    }
-    client.wait_ack(300, USUAL);
-    let said = agent.wait_log("Kafka rejects an event", USUAL);
-    assert!(said.contains("max.message.bytes") && said.contains("limits.max_event_bytes"), "{said}");
-    reader.wait_until(USUAL, |records| records.iter().any(|record| Stored::of(record).n == 449));
-    alter_topic(kafka.address(), &topic, "max.message.bytes", "1000000");
-    // The pause between two tries has grown by now.
-    let acked = BTreeMap::from([(source, 600)]);
-    eventually("the refused event and all behind it are there", Duration::from_secs(90), || {
-        let found = first_occurrences(&stored(&reader.records()));
-        (found.values().map(Vec::len).sum::<usize>() == 600).then_some(())
-    });
-    assert_eq!(agent.stop().code(), Some(0));
-    let records = read_all(kafka.address(), &topic);
-    let kept = kept_by_position(&records);
-    eprintln!("refused events: {} records, {} kept by position", records.len(), kept.len());
-    assert_whole_and_in_order(&kept, &acked);
+    assert!(!agent.log_contains("dead letter"), "{:?}", agent.log());
+    assert_exact(&mut agent, &reader, kafka.address(), &topic, &BTreeMap::from([(source, 300)]));
 }
 
-/// The same while other sources go on: what was behind the refused event and reached Kafka before it must not make a
-/// consumer that goes by positions drop it later.
+/// What was behind the refused event and reached Kafka before it must not make a consumer that goes by positions drop
+/// what comes again.
 #[test]
 fn an_event_that_is_refused_under_load_is_not_lost_to_consumers_by_position() {
     let kafka = &Shared::get().kafka;
@@ -280,10 +253,8 @@ fn an_event_that_is_refused_under_load_is_not_lost_to_consumers_by_position() {
     client.send_line(&line_of(&big, 0, 40_000));
     client.wait_ack(1, USUAL);
     agent.wait_log("Kafka rejects an event", USUAL);
-    pass(Duration::from_secs(3));
-    alter_topic(kafka, &topic, "max.message.bytes", "1000000");
-    let mut acked = finish(producers);
-    acked.insert(big, 1);
+    agent.wait_log("it becomes a dead letter", USUAL * 2);
+    let acked = finish(producers);
     eventually("everything is in Kafka", Duration::from_secs(90), || {
         let found = first_occurrences(&stored(&reader.records()));
         (found.values().map(|numbers| numbers.len() as u64).sum::<u64>() >= total(&acked)).then_some(())
@@ -293,4 +264,5 @@ fn an_event_that_is_refused_under_load_is_not_lost_to_consumers_by_position() {
     let kept = kept_by_position(&records);
     eprintln!("refused under load: {} events, {} records, {} kept", total(&acked), records.len(), kept.len());
     assert_whole_and_in_order(&kept, &acked);
+    assert!(!kept.iter().any(|event| event.source == big), "a dead letter");
 }

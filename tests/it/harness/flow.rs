@@ -80,6 +80,15 @@ pub(crate) fn start_producers(agent: &Agent, name: &str, count: usize, pace: Pac
     (0..count).map(|_| Producer::start(&agent.socket(), &unique(name), pace)).collect()
 }
 
+/// Ends them once everything that they sent is acknowledged. Answers how many events that were, by source.
+#[track_caller]
+pub(crate) fn finish(producers: Vec<Producer>) -> BTreeMap<String, u64> {
+    producers
+        .into_iter()
+        .map(|producer| (producer.source().to_owned(), producer.finish(super::wait::USUAL * 4)))
+        .collect()
+}
+
 /// A producer on a thread of its own. It goes on over lost connections and refused lines.
 pub(crate) struct Producer {
     source: String,
