@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use uuid::Uuid;
 
+use super::disk::{Disk as _, System};
 use super::file::{self, Stored, Unreadable};
 use super::{BLOCK_BYTES, DeadLetterError};
 use crate::event::Seq;
@@ -154,7 +155,8 @@ impl Folder {
     /// # Errors
     /// It is not certain that it does.
     pub fn sync(&self) -> Result<(), DeadLetterError> {
-        let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
-        synced.map_err(|source| DeadLetterError::Write { path: self.dir.clone(), source })
+        System
+            .sync_folder(&self.dir)
+            .map_err(|source| DeadLetterError::Write { path: self.dir.clone(), source })
     }
 }

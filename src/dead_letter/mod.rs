@@ -8,6 +8,7 @@
 //! One file a letter, named by position and log: `00000000000000001000-08e1dd69-….letter`; its form is in `file`. `NEW` is
 //! one that is being written. One agent puts; commands read and remove beside it, and nothing is locked.
 
+mod disk;
 mod file;
 mod folder;
 #[cfg(test)]
@@ -22,6 +23,8 @@ use uuid::Uuid;
 
 use crate::error::Class;
 use crate::event::{Event, Seq, Stamp};
+
+use disk::{Disk, System};
 
 pub use file::{Head, Stored, Unreadable};
 pub use folder::{Entry, Folder, Name};
@@ -120,6 +123,7 @@ impl DeadLetterError {
 #[derive(Debug)]
 pub struct Store {
     folder: Folder,
+    disk: Box<dyn Disk>,
     bytes_max: u64,
     /// This process has seen to it that the folder's own name is durable.
     is_folder_durable: bool,
@@ -131,8 +135,13 @@ impl Store {
     /// Opens the store; makes nothing yet, and whatever is wrong with the place is the first put's to say: no dead letter
     /// keeps the agent from its start.
     pub fn open(options: Options) -> Self {
+        Self::on(Box::new(System), options)
+    }
+
+    fn on(disk: Box<dyn Disk>, options: Options) -> Self {
         let store = Self {
             folder: Folder::at(&options.dir),
+            disk,
             bytes_max: options.bytes_max,
             is_folder_durable: false,
             held_at_most: None,
@@ -159,7 +168,9 @@ impl Store {
         };
         // Order: also when it was there: the agent may have been killed between the rename and this sync, and then a power
         // cut could still take the letter, whose event is about to leave the buffer.
-        self.folder.sync()?;
+        let dir = self.folder.dir();
+        let synced = self.disk.sync_folder(dir);
+        synced.map_err(|source| DeadLetterError::Write { path: dir.to_owned(), source })?;
         // Order: room is made only now, so that a letter which cannot be written costs no other; and for one that was there,
         // too, since a crash may have come in between.
         let evicted = self.make_room(name)?;
@@ -178,7 +189,7 @@ impl Store {
         let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // Order: the folder's name is durable before anything in it counts as durable; also one that was there, since its
         // maker may have been killed before this sync.
-        let made = fs::create_dir_all(dir).and_then(|()| File::open(parent)?.sync_all());
+        let made = fs::create_dir_all(dir).and_then(|()| self.disk.sync_folder(parent));
         made.map_err(|source| DeadLetterError::Write { path: dir.to_owned(), source })?;
         self.is_folder_durable = true;
         Ok(())
@@ -192,8 +203,8 @@ impl Store {
             file.write_all(&head)?;
             file.write_all(payload)?;
             // Order: synced before it has its name, or a power cut could leave a name with nothing behind it.
-            file.sync_all()?;
-            fs::rename(&new, self.folder.path(name))?;
+            self.disk.sync_file(&file)?;
+            self.disk.rename(&new, &self.folder.path(name))?;
             Ok((head.len() + payload.len()) as u64)
         })();
         match written {

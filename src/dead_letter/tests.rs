@@ -1,4 +1,5 @@
 use std::fs;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use super::*;
@@ -131,6 +132,80 @@ fn a_crash_while_a_letter_is_written_leaves_no_letter() {
         assert!(!bench.dir().join(NEW).exists());
         assert_eq!(store.put(&letter(1)).unwrap(), NEW_ONE);
         assert_eq!(fs::read(bench.path(1)).unwrap(), whole);
+    }
+}
+
+/// Tells which calls a put makes, and refuses the one at `end` and all behind it, as if the power had gone.
+#[derive(Debug, Default)]
+struct Script {
+    calls: Arc<Mutex<Vec<String>>>,
+    end: Option<usize>,
+}
+
+impl Script {
+    fn call(&self, what: &str, path: &Path) -> io::Result<()> {
+        let mut calls = self.calls.lock().unwrap();
+        calls.push(format!("{what} {}", path.file_name().unwrap().to_string_lossy()));
+        if self.end.is_some_and(|end| calls.len() > end) {
+            Err(io::Error::other("the power is gone"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Disk for Script {
+    fn sync_file(&mut self, file: &File) -> io::Result<()> {
+        assert!(file.metadata()?.len() > 0, "synced before it was written");
+        self.call("sync", Path::new(NEW)).and_then(|()| System.sync_file(file))
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        self.call("rename", from).and_then(|()| System.rename(from, to))
+    }
+
+    fn sync_folder(&mut self, dir: &Path) -> io::Result<()> {
+        self.call("sync", dir).and_then(|()| System.sync_folder(dir))
+    }
+}
+
+/// The order on which durability rests: content, name, the folder's names; and at a start first the folder's own name.
+#[test]
+fn every_put_syncs_what_it_answers_for_in_order() {
+    let bench = Bench::new(1 << 20);
+    let script = Script::default();
+    let calls = Arc::clone(&script.calls);
+    let options = Options { dir: bench.dir(), bytes_max: 1 << 20 };
+    let mut store = Store::on(Box::new(script), options);
+    let mut put = |seq| {
+        store.put(&letter(seq)).unwrap();
+        std::mem::take(&mut *calls.lock().unwrap())
+    };
+    assert_eq!(put(1), ["sync data", "sync NEW", "rename NEW", "sync dead-letters"]);
+    assert_eq!(put(2), ["sync NEW", "rename NEW", "sync dead-letters"]);
+    assert_eq!(put(1), ["sync dead-letters"], "the one before may have been killed in front of this sync");
+    fs::remove_dir_all(bench.dir()).unwrap();
+    assert_eq!(put(2), ["sync data", "sync NEW", "rename NEW", "sync dead-letters"]);
+}
+
+/// The end comes at each step: no answer, no half letter, and the next start puts it.
+#[test]
+fn an_end_at_any_step_is_made_good_by_the_next_put() {
+    for end in 0..4 {
+        let bench = Bench::new(4096);
+        bench.open().put(&letter(1)).unwrap();
+        let options = Options { dir: bench.dir(), bytes_max: 4096 };
+        let script = Script { end: Some(end), ..Script::default() };
+        Store::on(Box::new(script), options).put(&letter(2)).unwrap_err();
+        let there = bench.seqs();
+        assert_eq!(
+            there,
+            if end < 3 { vec![1] } else { vec![1, 2] },
+            "step {end}: nothing is given up for it"
+        );
+        assert!(there.iter().all(|seq| bench.read(*seq).is_ok()));
+        assert_eq!(bench.open().put(&letter(2)).unwrap(), Put { is_new: end < 3, evicted: 1 });
+        assert_eq!(bench.seqs(), [2]);
     }
 }
 

@@ -254,7 +254,7 @@ fn letters_are_dropped_by_name_by_time_and_all_of_them() {
 fn a_retry_brings_letters_to_kafka_with_their_ids_and_drops_what_was_acknowledged() {
     let kafka = &Shared::get().kafka;
     let topic = create_topic(kafka, 1);
-    let agent = Agent::start(|config| {
+    let mut agent = Agent::prepare(|config| {
         config.shared_kafka(&topic).set("limits.max_event_bytes", "8 KiB");
     });
     let source = unique("s");
@@ -271,6 +271,9 @@ fn a_retry_brings_letters_to_kafka_with_their_ids_and_drops_what_was_acknowledge
     letters.put(15, &reserved);
     letters.put(16, &event(&ids[2], Payload::Json("null")));
 
+    // Only now: one process puts, and that is the agent while it runs.
+    agent.begin();
+    agent.wait_ready();
     assert!(on(&agent, &["retry", "13"], 0).1.contains("1 of 1 dead letter durable in the agent's buffer"));
     assert_eq!(letters.left(), names(&[11, 12, 14, 15, 16]));
     let (_, error) = on(&agent, &["retry", "--all"], 65);

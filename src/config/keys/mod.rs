@@ -2,6 +2,7 @@
 //!
 //! All keys of a section are read even when the section is off, so that a mistake shows before it is switched on.
 
+mod dead_letters;
 mod inputs;
 mod ledger;
 mod outputs;
