@@ -72,7 +72,7 @@ impl Poisons {
         self.known.get(&seq).map(|poison| poison.way)
     }
 
-    /// The event was rejected alone, or its dead letter was. `false`: it was that already.
+    /// The event was rejected alone, or its dead letter was.
     pub(super) fn rejected(&mut self, seq: Seq, rejection: &Rejection) {
         if self.known.contains_key(&seq) {
             return self.refused_as_dead_letter(seq, &rejection.reason);
@@ -136,6 +136,8 @@ impl Way {
 impl<P: Producer> Drain<P> {
     /// Puts the next event, which is poison, into the store, and goes on behind it. With the store out of order the line
     /// waits: the event was acknowledged.
+    ///
+    /// Cancel safe: no, the store would be gone with the future.
     pub(super) async fn store_letter(&mut self) -> Result<(), DrainError> {
         self.poisons.is_letter_due = false;
         let Some((seq, origin, event)) = self.run.events().find(|(seq, ..)| *seq > self.sent) else {
@@ -157,7 +159,8 @@ impl<P: Producer> Drain<P> {
             put.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
         (self.poisons.store, self.run) = (Some(store), run);
         match put {
-            Ok(Put { evicted, .. }) => {
+            Ok(None) => {}
+            Ok(Some(Put { evicted, .. })) => {
                 if evicted > 0 {
                     self.stats.dead_letters_evicted.add(evicted);
                     tracing::error!(
@@ -178,6 +181,7 @@ impl<P: Producer> Drain<P> {
     }
 }
 
+/// Puts the event `seq` of `run`; `None` when it is not in there.
 fn put(
     store: &mut Store,
     run: &Run,
@@ -185,10 +189,10 @@ fn put(
     poison: &Poison,
     topic: &str,
     name: Option<&LogName>,
-) -> Result<Put, DeadLetterError> {
+) -> Result<Option<Put>, DeadLetterError> {
     let found = run.events().find(|(found, ..)| *found == seq);
-    let Some((_, origin, event)) = found else { return Ok(Put { is_new: false, evicted: 0 }) };
-    store.put(&Letter {
+    let Some((_, origin, event)) = found else { return Ok(None) };
+    let letter = Letter {
         event: &event,
         seq,
         epoch: origin.epoch,
@@ -199,5 +203,6 @@ fn put(
         code: poison.rejection.code,
         attempts: ATTEMPTS,
         refused_at: poison.at,
-    })
+    };
+    store.put(&letter).map(Some)
 }
