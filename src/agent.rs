@@ -386,9 +386,7 @@ fn spawn_drain(
     stats: &Arc<Stats>,
     pings: Option<Pings>,
 ) {
-    let Some(kafka) = &config.kafka else { return };
-    let formatter = Formatter::new(&kafka.topic, kafka.timestamp, buffer.logs())
-        .with_loss_topic(config.ledger.topic.as_deref());
+    let formatter = Formatter::new(config.records.clone(), buffer.logs(), Arc::clone(stats));
     let config::DeadLetters { topic, store } = config.dead_letters.clone();
     let dead_letters = drain::DeadLetters { topic, store: Store::open(store) };
     let stage =
@@ -486,6 +484,10 @@ fn status_line(stats: &Stats, buffer: &Buffer, device: &DeviceWrites) -> String 
         .collect();
     if !reasons.is_empty() {
         line += &format!(" ({})", reasons.join(", "));
+    }
+    match stats.fallback_topic.get() {
+        0 => {}
+        events => line += &format!(", {events} to the fallback topic"),
     }
     if figures.stored_bytes > 0 {
         line += &format!(", stored {} KiB", figures.stored_bytes / 1024);

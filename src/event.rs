@@ -160,8 +160,9 @@ pub enum InvalidEvent {
         /// Its length.
         bytes: usize,
     },
-    /// A name holds a control character, which no log line, channel or header should carry.
-    #[error("`{field}` holds a control character")]
+    /// A name holds a control character, which no log line, channel or header should carry, or a code point that Unicode
+    /// keeps free of characters, which no CloudEvents attribute may hold.
+    #[error("`{field}` holds a control character or a Unicode noncharacter")]
     Control {
         /// The event's field.
         field: &'static str,
@@ -206,10 +207,15 @@ fn name<'a>(field: &'static str, text: &'a str) -> Result<&'a str, InvalidEvent>
     if text.len() > NAME_BYTES_MAX {
         return Err(InvalidEvent::TooLong { field, bytes: text.len() });
     }
-    if text.chars().any(char::is_control) {
+    if text.chars().any(|c| c.is_control() || is_noncharacter(c)) {
         return Err(InvalidEvent::Control { field });
     }
     Ok(text)
+}
+
+/// U+FDD0 to U+FDEF, and the last two code points of each plane.
+fn is_noncharacter(c: char) -> bool {
+    matches!(u32::from(c), 0xFDD0..=0xFDEF) || u32::from(c) & 0xFFFE == 0xFFFE
 }
 
 /// Accepts RFC 3339 section 5.6 `date-time` with an upper-case or lower-case `T`/`Z`: a full date and time with an
@@ -271,6 +277,8 @@ mod tests {
         for (bad, wanted) in [
             ("", InvalidEvent::Empty { field: "source_id" }),
             ("a\nb", InvalidEvent::Control { field: "source_id" }),
+            ("a\u{FDD0}", InvalidEvent::Control { field: "source_id" }),
+            ("a\u{1FFFE}", InvalidEvent::Control { field: "source_id" }),
             (&long, InvalidEvent::TooLong { field: "source_id", bytes: NAME_BYTES_MAX + 1 }),
         ] {
             let draft = Draft { source_id: bad.into(), ..draft() };

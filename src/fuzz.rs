@@ -2,6 +2,7 @@
 //! something does not hold. The same functions run under `cargo test`, over the committed seeds and random bytes.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
@@ -11,8 +12,8 @@ use crate::event::{Event, Payload, Seq, Stamp};
 use crate::ingest::form;
 use crate::ingest::topic::TopicTemplate;
 use crate::ingest::unix::lines::{Line, Lines};
-use crate::sink::kafka;
-use crate::sink::record::Formatter;
+use crate::sink::record::templates::Template;
+use crate::sink::record::{self, Formatter};
 
 const ORIGIN: Origin = Origin { epoch: 3, boot: [7; 16] };
 const RECEIVED: Stamp = Stamp { wall_us: 1_772_362_800_500_000, boot_us: 5, clock_trusted: true };
@@ -145,9 +146,11 @@ fn stored_and_sent(event: &Event<'_>) {
     let mut batch = Batch::new();
     batch.push(event, usize::MAX).expect("it has no limit");
     assert_eq!(batch.events().collect::<Vec<_>>(), [*event]);
-    let mut formatter = Formatter::new("t", kafka::Timestamp::Event, &[]);
+    let options = record::Options::new(Template::literal("t"));
+    let options = record::Options { timestamp: record::Timestamp::Event, ..options };
+    let mut formatter = Formatter::new(options, &[], Arc::default());
     formatter.format(Seq(9), ORIGIN, event, |record| {
-        assert_eq!(record.key, event.source_id.as_bytes());
+        assert_eq!(record.key, Some(event.source_id.as_bytes()));
         // A payload that a later or damaged agent has stored need not be JSON; everything else is.
         if let Payload::Json(json) = event.payload
             && serde_json::from_str::<&RawValue>(json).is_err()

@@ -44,8 +44,6 @@ const RANGES_MAX: usize = 32;
 pub struct Options {
     /// Whether Kafka is told.
     pub announce: bool,
-    /// The topic for it; `None` for that of every other event.
-    pub topic: Option<String>,
 }
 
 /// How fast it goes.

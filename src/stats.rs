@@ -146,6 +146,8 @@ pub struct Stats {
     pub kafka_out: Counter,
     /// Events given up under `delivery = "at_most_once"` because Kafka refused them.
     pub kafka_lost: Watched,
+    /// Events whose topic was not allowed and that went to the fallback topic.
+    pub fallback_topic: Counter,
     /// When the oldest event that Kafka has not confirmed was taken, microseconds since boot.
     pub oldest_boot_us: Gauge,
     /// Events that Kafka rejected alone and that are in the dead-letter topic or store.

@@ -1,12 +1,13 @@
 //! Kafka from outside: topics, how much arrived, and the bare producer that the socket path is held against.
 
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fieldpost::buffer::block::Origin;
 use fieldpost::event::{Event, EventId, Payload, Seq, Stamp};
-use fieldpost::sink::kafka::Timestamp;
-use fieldpost::sink::record::Formatter;
+use fieldpost::sink::record::templates::Template;
+use fieldpost::sink::record::{self, Formatter};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -150,12 +151,13 @@ pub(crate) fn reference(words: &[String]) {
 struct OwnedRecord {
     key: Vec<u8>,
     payload: Vec<u8>,
-    headers: Vec<(&'static str, Vec<u8>)>,
+    headers: Vec<(String, Vec<u8>)>,
 }
 
 /// What the agent makes of [`socket::payload`].
 fn records(topic: &str) -> Vec<OwnedRecord> {
-    let mut formatter = Formatter::new(topic, Timestamp::Send, &[]);
+    let options = record::Options::new(Template::literal(topic));
+    let mut formatter = Formatter::new(options, &[], Arc::default());
     (0..SOURCES)
         .map(|n| {
             let event = Event {
@@ -173,9 +175,13 @@ fn records(topic: &str) -> Vec<OwnedRecord> {
             };
             let origin = Origin { epoch: 1, boot: [7; 16] };
             formatter.format(Seq(1_000_000 + n), origin, &event, |record| OwnedRecord {
-                key: record.key.to_vec(),
+                key: record.key.unwrap_or_default().to_vec(),
                 payload: record.payload.to_vec(),
-                headers: record.headers.iter().map(|(key, value)| (*key, value.to_vec())).collect(),
+                headers: record
+                    .headers
+                    .iter()
+                    .map(|(key, value)| ((*key).to_owned(), value.to_vec()))
+                    .collect(),
             })
         })
         .collect()

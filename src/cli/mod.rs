@@ -10,6 +10,7 @@ pub mod exit;
 mod line;
 pub mod load;
 pub mod run;
+pub mod schema;
 pub mod send;
 mod text;
 
@@ -36,6 +37,7 @@ enum Command {
     Config(config::Args),
     Buffer(buffer::Args),
     DeadLetter(dead_letter::Args),
+    Schema(schema::Args),
     Demo(demo::Args),
 }
 
@@ -46,6 +48,7 @@ Examples:
   fieldpost check --config fieldpost.toml      is it right, and do the services answer?
   fieldpost run --config fieldpost.toml        the agent, until a signal
   fieldpost send < events.ndjson               hand events to a running agent, wait until they are durable
+  fieldpost schema --format avro               what consumers get, for their tools
   fieldpost buffer status                      what waits, since when, what was lost
   fieldpost dead-letter list                   what Kafka refused, and why
 
@@ -83,6 +86,7 @@ impl Cli {
             Command::Config(args) => args.run(),
             Command::Buffer(args) => args.run(),
             Command::DeadLetter(args) => args.run(),
+            Command::Schema(args) => args.run(),
             Command::Demo(args) => args.run(),
         }
     }

@@ -27,7 +27,7 @@ use std::time::Duration;
 use crate::ingest::route::Routes;
 use crate::ingest::{mqtt, unix};
 use crate::ping::ChannelTemplate;
-use crate::sink::{kafka, redis};
+use crate::sink::{kafka, record, redis};
 use crate::{buffer, dead_letter, drain, log, losses};
 
 pub use problem::{ConfigErrors, Problem, Source};
@@ -109,6 +109,8 @@ pub struct Config {
     pub kafka: Option<kafka::Options>,
     /// Where events go that Kafka refuses for their content.
     pub dead_letters: DeadLetters,
+    /// What Kafka's records look like and where they go.
+    pub records: record::Options,
     /// Pings, if they are on.
     pub redis: Option<Redis>,
     /// What is told of losses.

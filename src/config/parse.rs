@@ -5,6 +5,9 @@
 use crate::config::source::mask_login;
 use crate::log::{self, LogError};
 use crate::sink::kafka;
+use crate::sink::record::templates::{
+    KEY_FIELDS, KEY_TEMPLATE_BYTES_MAX, TOPIC_BYTES_MAX, TOPIC_FIELDS, Template,
+};
 
 /// A host and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,19 +129,22 @@ pub(super) fn agent_id(text: &str) -> Result<String, String> {
     }
 }
 
-/// A Kafka topic in which `{source_type}` stands for the event's.
-pub(super) fn kafka_topic(text: &str) -> Result<String, String> {
-    let plain = text.replace("{source_type}", "");
-    if let Some(c) = plain.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))) {
-        return Err(match c {
-            '{' | '}' => "the only placeholder is {source_type}".to_owned(),
-            c => format!("`{c}` is not allowed"),
-        });
+/// A Kafka topic in which placeholders stand for the event's fields.
+pub(super) fn kafka_topic(text: &str) -> Result<Template, String> {
+    let template = Template::parse(text, TOPIC_FIELDS).map_err(|error| error.to_string())?;
+    if let Some(c) = template.plain_chars().find(|c| !(c.is_ascii_alphanumeric() || "._-".contains(*c))) {
+        return Err(format!("`{c}` is not allowed"));
     }
     if matches!(text, "." | "..") {
         return Err("Kafka reserves this name".to_owned());
     }
-    length(text, 249).map(str::to_owned)
+    length(text, TOPIC_BYTES_MAX).map(|_| template)
+}
+
+/// A record's key, in which placeholders stand for the event's fields; empty for none.
+pub(super) fn kafka_key(text: &str) -> Result<Template, String> {
+    let template = Template::parse(text, KEY_FIELDS).map_err(|error| error.to_string())?;
+    if text.is_empty() { Ok(template) } else { length(text, KEY_TEMPLATE_BYTES_MAX).map(|_| template) }
 }
 
 /// A Kafka topic without placeholders.
@@ -146,7 +152,7 @@ pub(super) fn kafka_topic_fixed(text: &str) -> Result<String, String> {
     if text.contains(['{', '}']) {
         return Err("no placeholder is allowed here".to_owned());
     }
-    kafka_topic(text)
+    kafka_topic(text).map(|template| template.to_string())
 }
 
 /// A socket's path: the kernel keeps 108 bytes for it, the last one zero.
@@ -279,14 +285,22 @@ mod tests {
         for bad in ["", "66", "0o660", "rw", "4755", "0999"] {
             assert!(mode(bad).is_err(), "{bad}");
         }
-        assert!(kafka_topic("site-1.{source_type}").is_ok());
+        assert!(kafka_topic("site-1.{source_type}.{type}").is_ok());
+        assert_eq!(kafka_topic_fixed("a.b"), Ok("a.b".to_owned()));
+        assert_eq!(kafka_topic_fixed("{type}"), Err("no placeholder is allowed here".to_owned()));
+        assert!(kafka_key("").is_ok() && kafka_key(&"x".repeat(256)).is_ok());
+        assert_eq!(kafka_key(&"x".repeat(257)).unwrap_err(), "257 bytes long");
+        assert_eq!(
+            kafka_key("{payload}").unwrap_err(),
+            "the only placeholders are {source_type}, {source_id}, {type}, {id}"
+        );
         for (bad, why) in [
             ("", "empty"),
             ("..", "Kafka reserves this name"),
             ("a/b", "`/` is not allowed"),
-            ("{type}", "the only placeholder is {source_type}"),
+            ("{id}", "the only placeholders are {source_type}, {source_id}, {type}"),
         ] {
-            assert_eq!(kafka_topic(bad), Err(why.to_owned()));
+            assert_eq!(kafka_topic(bad).unwrap_err(), why);
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::config::problem::Problem;
 use crate::config::reader::{Declared, DeclaredDefault, Outcome};
 use crate::config::source::variable_of;
 use crate::ingest::route::{Pattern, Route};
+use crate::sink::record::templates::{Allowed, KEY_FIELDS, TOPIC_FIELDS, Template};
 
 const HOST: &str = "gateway-17";
 
@@ -235,7 +236,8 @@ fn the_addresses_are_all_that_is_needed() {
     let unix = config.unix.unwrap();
     assert_eq!((unix.mode, unix.connections_max, unix.append_timeout), (0o660, 256, Duration::from_secs(5)));
     let kafka = config.kafka.unwrap();
-    assert_eq!((kafka.brokers.as_str(), kafka.topic.as_str()), ("a:9092,b:7", "fieldpost"));
+    assert_eq!(kafka.brokers, "a:9092,b:7");
+    assert_eq!(config.records, record::Options::new(Template::literal("fieldpost")));
     assert_eq!(kafka.queue_bytes_max, 4 << 20);
     assert!(kafka.record_bytes_max > (256 << 10) * 4 / 3 && kafka.record_bytes_max < kafka.queue_bytes_max);
     let redis = config.redis.unwrap();
@@ -291,7 +293,12 @@ commit_interval = "10s"
 
 [kafka]
 brokers = "k1:9093"
-topic = "site-4.{source_type}"
+topic = "site-4.{source_type}.{type}"
+topics_allowed = ["site-4.pump.alarm"]
+fallback_topic = "site-4.other"
+key = "{source_type}/{source_id}"
+format = "cloudevents"
+headers = { site = 4, x-line = "a" }
 delivery = "at_most_once"
 timestamp = "event"
 compression = "zstd"
@@ -392,8 +399,19 @@ fn a_full_file_sets_everything() {
     assert_eq!(secrets, [("sasl.password", "ka-hush"), ("ssl.key.password", "ka-hush")]);
     let redis = config.redis.unwrap();
     assert_eq!((redis.options.queue_max, redis.ping_after), (1, PingAfter::Delivered));
-    let topic = Some("losses.{source_type}".to_owned());
-    assert_eq!(config.ledger, losses::Options { announce: false, topic });
+    let template = |text: &str, fields| Template::parse(text, fields).unwrap();
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let records = record::Options {
+        format: record::Format::CloudEvents,
+        topic: template("site-4.{source_type}.{type}", TOPIC_FIELDS),
+        allowed: Some(Allowed::new(vec!["site-4.pump.alarm".into()], "site-4.other".into())),
+        loss_topic: Some(template("losses.{source_type}", TOPIC_FIELDS)),
+        key: Some(template("{source_type}/{source_id}", KEY_FIELDS)),
+        headers: vec![pair("site", "4"), pair("x-line", "a")],
+        timestamp: record::Timestamp::Event,
+    };
+    assert_eq!(config.records, records);
+    assert_eq!(config.ledger, losses::Options { announce: false });
     assert_eq!(config.log.format, log::Format::Json);
 }
 
@@ -516,7 +534,31 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "[kafka]\ntopic = \"a b\"",
-        "fieldpost.toml:2: kafka.topic = \"a b\": ` ` is not allowed; allowed: 1 to 249 characters of A-Z a-z 0-9 . _ - and {source_type}",
+        "fieldpost.toml:2: kafka.topic = \"a b\": ` ` is not allowed; allowed: 1 to 249 characters of A-Z a-z 0-9 . _ - and {source_type}, {source_id}, {type}",
+    ),
+    (
+        "[kafka]\ntopics_allowed = [\"a.{type}\"]",
+        "fieldpost.toml:2: kafka.topics_allowed = [\"a.{type}\"]: \"a.{type}\": no placeholder is allowed here; allowed: up to 64 different topics, each of 1 to 249 characters of A-Z a-z 0-9 . _ -",
+    ),
+    (
+        "[kafka]\ntopic = \"{type}\"\ntopics_allowed = [\"a\"]",
+        "fieldpost.toml:3: kafka.topics_allowed = [\"a\"]: kafka.fallback_topic is not set: say where the events of other topics go",
+    ),
+    (
+        "[kafka]\ntopic = \"b\"\ntopics_allowed = [\"a\"]\nfallback_topic = \"c\"",
+        "fieldpost.toml:2: kafka.topic = \"b\": is not in kafka.topics_allowed, and no event would go there",
+    ),
+    (
+        "[kafka]\nkey = \"{payload}\"",
+        "fieldpost.toml:2: kafka.key = \"{payload}\": the only placeholders are {source_type}, {source_id}, {type}, {id}; allowed: up to 256 bytes, with up to 8 of {source_type}, {source_id}, {type}, {id}",
+    ),
+    (
+        "[kafka]\nformat = \"avro2\"",
+        "fieldpost.toml:2: kafka.format = \"avro2\": not known; allowed: envelope, cloudevents, raw",
+    ),
+    (
+        "[kafka.headers]\nfieldpost-x = \"hush\"",
+        "fieldpost.toml:2: kafka.headers.\"fieldpost-x\" is not allowed here: names that begin with fieldpost- are the agent's own",
     ),
     (
         "[kafka]\ndelivery = \"exactly once\"",
@@ -763,6 +805,32 @@ fn a_host_name_that_is_no_agent_id_asks_for_one() {
 }
 
 #[test]
+fn static_headers_are_bounded_in_number_and_bytes() {
+    let headers = |count: usize, bytes: usize| {
+        let line = |n| format!("{n:04} = \"{}\"\n", "x".repeat(bytes / count - 4));
+        load(&format!("[kafka.headers]\n{}", (0..count).map(line).collect::<String>()))
+    };
+    assert_eq!(headers(16, 4096).unwrap().config.records.headers.len(), 16);
+    for (count, bytes) in [(17, 170), (16, 4112)] {
+        let expected = format!("{count} headers of {bytes} bytes; allowed: at most 16");
+        let error = headers(count, bytes).unwrap_err();
+        assert!(error.contains(&expected), "{error}");
+    }
+}
+
+#[test]
+fn losses_are_announced_where_their_topic_is_sure() {
+    for (text, is_announced) in [
+        ("", true),
+        ("[kafka]\ntopic = \"{type}\"", false),
+        ("[kafka]\ntopic = \"{type}\"\n[ledger]\ntopic = \"l\"", true),
+        ("[kafka]\ntopic = \"{type}\"\ntopics_allowed = [\"a\"]\nfallback_topic = \"b\"", true),
+    ] {
+        assert_eq!(load(text).unwrap().config.ledger.announce, is_announced, "{text}");
+    }
+}
+
+#[test]
 fn secrets_come_from_files_and_variables() {
     let text = "[mqtt]\nurl = \"mqtt://a\"\npassword_file = \"secret\"\n";
     let credentials = folder();
@@ -833,7 +901,7 @@ timeout = "2s"                               # default
 
 [ledger]
 announce = true                              # default
-# topic is not set: kafka.topic, unless that holds {source_type}
+# topic is not set: kafka.topic, unless that holds a placeholder
 
 [log]
 level = "warn"                               # from FIELDPOST_LOG__LEVEL

@@ -9,8 +9,9 @@ use super::*;
 use crate::buffer::{Batch, Options as BufferOptions, Wait, WriterThread};
 use crate::dead_letter::{Folder, Options as StoreOptions, Store};
 use crate::event::{Event, EventId, Payload, Stamp};
+use crate::sink::record::{self, templates::Template};
 use crate::sink::transaction::{Cursor, Kept, StepEnd, StepError};
-use crate::sink::{Record, Rejection, kafka};
+use crate::sink::{Record, Rejection};
 
 /// What the scripted producer does with the records of one hand-over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -294,7 +295,8 @@ impl Bench {
             start_jitter: Duration::ZERO,
             stop_grace: Duration::from_secs(2),
         };
-        let formatter = Formatter::new("t", kafka::Timestamp::Send, self.buffer.logs());
+        let formatter =
+            Formatter::new(record::Options::new(Template::literal("t")), self.buffer.logs(), Arc::default());
         // A link that works; down, a stop would not wait for it.
         self.stats.kafka.set(LinkState::Up);
         Drain::new(

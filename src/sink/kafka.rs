@@ -42,26 +42,13 @@ pub enum Compression {
     Zstd,
 }
 
-/// Which time a record carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Timestamp {
-    /// The time of sending: retention counts from the arrival in Kafka (librdkafka 1238, openmeter 5005).
-    Send,
-    /// The event's own time.
-    Event,
-}
-
-/// How Kafka is reached and what records look like.
+/// How Kafka is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// `host:port`, several separated by commas.
     pub brokers: String,
-    /// Topic, may hold `{source_type}`.
-    pub topic: String,
     /// Compression of record batches.
     pub compression: Compression,
-    /// Which time a record carries.
-    pub timestamp: Timestamp,
     /// Further librdkafka properties, checked against the ones that the promise rests on.
     pub properties: Vec<(String, String)>,
     /// Most bytes of records in librdkafka's queue (`queue.buffering.max.kbytes`).
@@ -292,10 +279,11 @@ impl Producer for KafkaProducer {
         for (key, value) in record.headers {
             headers = headers.insert(Header { key, value: Some(*value) });
         }
-        let mut message = BaseRecord::with_opaque_to(record.topic, tag)
-            .key(record.key)
-            .payload(record.payload)
-            .headers(headers);
+        let mut message =
+            BaseRecord::with_opaque_to(record.topic, tag).payload(record.payload).headers(headers);
+        if let Some(key) = record.key {
+            message = message.key(key);
+        }
         if let Some(ms) = record.timestamp_ms {
             message = message.timestamp(ms);
         }

@@ -66,25 +66,25 @@ pub fn validate(options: &Options) -> Result<(), ProbeError> {
     client_config(options).create_native_config().map(drop).map_err(|error| property(&error))
 }
 
-/// Connects and reads the topic's metadata. Blocks for up to `timeout`.
+/// Connects and reads the metadata of `topic`; none: its name depends on the event. Blocks for up to `timeout`.
 ///
 /// # Errors
 /// [`ProbeError`], as the sink would meet it.
-pub fn probe(options: &Options, timeout: Duration) -> Result<Found, ProbeError> {
+pub fn probe(options: &Options, topic: Option<&str>, timeout: Duration) -> Result<Found, ProbeError> {
     let trouble = Trouble::default();
     let consumer: BaseConsumer<Trouble> =
         client_config(options).create_with_context(trouble.clone()).map_err(|error| property(&error))?;
-    if options.topic.contains('{') {
+    let Some(topic) = topic else {
         let answered = consumer.client().fetch_cluster_id(timeout).is_some();
         return match answered {
             true => Ok(Found { brokers: 0, topic: Topic::PerEvent }),
             false => Err(unreachable(&consumer, &trouble, timeout)),
         };
-    }
+    };
     let metadata = consumer
-        .fetch_metadata(Some(&options.topic), timeout)
+        .fetch_metadata(Some(topic), timeout)
         .map_err(|_| unreachable(&consumer, &trouble, timeout))?;
-    let topic = topic(&metadata, &options.topic)?;
+    let topic = described(&metadata, topic)?;
     Ok(Found { brokers: metadata.brokers().len(), topic })
 }
 
@@ -100,7 +100,7 @@ fn unreachable(consumer: &BaseConsumer<Trouble>, trouble: &Trouble, timeout: Dur
 /// More errors than a few brokers cause within the longest time-out anyone waits for.
 const EVENTS_MAX: usize = 100;
 
-fn topic(metadata: &Metadata, name: &str) -> Result<Topic, ProbeError> {
+fn described(metadata: &Metadata, name: &str) -> Result<Topic, ProbeError> {
     let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
         return Ok(Topic::Missing);
     };
@@ -165,14 +165,12 @@ mod tests {
     use rdkafka::mocking::MockCluster;
 
     use super::*;
-    use crate::sink::kafka::{Compression, Timestamp};
+    use crate::sink::kafka::Compression;
 
     fn options(brokers: &str) -> Options {
         Options {
             brokers: brokers.to_owned(),
-            topic: "fieldpost".to_owned(),
             compression: Compression::Lz4,
-            timestamp: Timestamp::Send,
             properties: Vec::new(),
             queue_bytes_max: 4 << 20,
             record_bytes_max: 1 << 20,
@@ -190,27 +188,30 @@ mod tests {
         options.properties = vec![("sockt.x".to_owned(), "1".to_owned())];
         let message = "No such configuration property: \"sockt.x\"; see kafka.properties";
         assert_eq!(validate(&options).unwrap_err().to_string(), message);
-        assert_eq!(probe(&options, Duration::from_secs(1)).unwrap_err().to_string(), message);
+        assert_eq!(
+            probe(&options, Some("fieldpost"), Duration::from_secs(1)).unwrap_err().to_string(),
+            message
+        );
     }
 
     #[test]
     fn a_topic_is_described() {
         let cluster = MockCluster::new(2).unwrap();
         cluster.create_topic("fieldpost", 3, 2).unwrap();
-        let mut options = options(&cluster.bootstrap_servers());
+        let options = options(&cluster.bootstrap_servers());
         let timeout = Duration::from_secs(20);
         let exists = Topic::Exists { partitions: 3, leaderless: 0 };
-        assert_eq!(probe(&options, timeout), Ok(Found { brokers: 2, topic: exists }));
-        options.topic = "a.{source_type}".to_owned();
-        assert_eq!(probe(&options, timeout), Ok(Found { brokers: 0, topic: Topic::PerEvent }));
+        assert_eq!(probe(&options, Some("fieldpost"), timeout), Ok(Found { brokers: 2, topic: exists }));
+        assert_eq!(probe(&options, None, timeout), Ok(Found { brokers: 0, topic: Topic::PerEvent }));
     }
 
     #[test]
     fn a_closed_port_says_so() {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let message = probe(&options(&format!("127.0.0.1:{port}")), Duration::from_millis(300))
-            .unwrap_err()
-            .to_string();
+        let message =
+            probe(&options(&format!("127.0.0.1:{port}")), Some("fieldpost"), Duration::from_millis(300))
+                .unwrap_err()
+                .to_string();
         assert!(message.contains("Connection refused; are the brokers running"), "{message}");
     }
 }

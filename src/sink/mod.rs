@@ -22,12 +22,12 @@ use transaction::{Step, StepEnd, StepError};
 pub struct Record<'a> {
     /// Topic.
     pub topic: &'a str,
-    /// Key: the unit of order.
-    pub key: &'a [u8],
+    /// Key: the unit of order; none: Kafka's client spreads the records over the partitions.
+    pub key: Option<&'a [u8]>,
     /// Value.
     pub payload: &'a [u8],
     /// Names and values, in order.
-    pub headers: &'a [(&'static str, &'a [u8])],
+    pub headers: &'a [(&'a str, &'a [u8])],
     /// Record timestamp, milliseconds since 1970; `None`: the time of sending.
     pub timestamp_ms: Option<i64>,
 }
@@ -43,13 +43,13 @@ impl Record<'_> {
     /// Bytes of key, value and headers: what goes over the line, but for what the protocol adds and compression takes.
     pub fn bytes(&self) -> usize {
         let headers = self.headers.iter().map(|(name, value)| name.len() + value.len());
-        self.key.len() + self.payload.len() + headers.sum::<usize>()
+        self.key.map_or(0, <[u8]>::len) + self.payload.len() + headers.sum::<usize>()
     }
 
     /// About how much memory it takes until it is confirmed.
     pub fn memory(&self) -> usize {
         let headers = self.headers.iter().map(|(name, value)| HEADER_BYTES + name.len() + value.len());
-        RECORD_BYTES + self.key.len() + self.payload.len() + headers.sum::<usize>()
+        RECORD_BYTES + self.key.map_or(0, <[u8]>::len) + self.payload.len() + headers.sum::<usize>()
     }
 }
 

@@ -16,6 +16,7 @@ mod crash;
 mod dead_letter;
 mod demo;
 mod exactly_once;
+mod formats;
 mod full;
 mod harness;
 mod losses;

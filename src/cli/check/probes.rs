@@ -7,9 +7,8 @@ use crate::buffer::probe::{self as buffer_probe, Owner};
 use crate::cli::exit;
 use crate::config::units::about_bytes;
 use crate::config::{Config, Redis};
-use crate::event::{Event, EventId, OWN_SOURCE_TYPE, Payload, Stamp};
+use crate::event::{Event, EventId, LOSS_TYPE, OWN_SOURCE_TYPE, Payload, Stamp};
 use crate::ingest::{mqtt, mqtt_probe, unix_probe};
-use crate::sink::record::topic_name;
 use crate::sink::{kafka, kafka_probe, redis};
 
 /// Everything that is configured; `say` hears each finding as soon as it is known.
@@ -113,26 +112,42 @@ fn kafka(config: &Config, timeout: Duration) -> Vec<Finding> {
     let Some(options) = &config.kafka else {
         return vec![Finding::skip(Area::Kafka, "kafka.brokers is not set")];
     };
-    let mut findings = topic(options, "kafka.topic", timeout);
+    let records = &config.records;
+    let loss =
+        Event { kind: LOSS_TYPE, source_type: OWN_SOURCE_TYPE, source_id: &config.agent.id, ..EXAMPLE_EVENT };
+    let of_losses_topic;
+    let mut topics: Vec<(Option<&str>, &str)> = match (records.topic.fixed(), &records.allowed) {
+        (Some(topic), _) => vec![(Some(topic), "kafka.topic")],
+        (None, None) => vec![(None, "kafka.topic")],
+        (None, Some(allowed)) => {
+            let key = |topic| {
+                if topic == allowed.fallback() { "kafka.fallback_topic" } else { "kafka.topics_allowed" }
+            };
+            allowed.all().map(|topic| (Some(topic), key(topic))).collect()
+        }
+    };
     // The agent's own events may have a topic of their own, and hold the line like any other when it is not there.
-    let template = config.ledger.topic.as_ref().unwrap_or(&options.topic);
-    let of_losses = topic_name(template, OWN_SOURCE_TYPE);
-    let is_reached =
-        findings.iter().all(|finding| finding.level == Level::Ok || finding.level == Level::Warn);
-    if config.ledger.announce && is_reached && of_losses != options.topic {
-        findings.extend(topic(
-            &kafka::Options { topic: of_losses, ..options.clone() },
-            "ledger.topic",
-            timeout,
-        ));
+    if let Some(of_losses) = records.loss_topic.as_ref().filter(|_| config.ledger.announce)
+        && let topic = of_losses.topic_of(&loss)
+        && topics.iter().all(|(known, _)| *known != Some(topic.as_str()))
+    {
+        of_losses_topic = topic;
+        topics.push((Some(&of_losses_topic), "ledger.topic"));
+    }
+    let mut findings = Vec::new();
+    for (name, key) in topics {
+        findings.extend(topic(options, name, key, timeout));
+        if findings.iter().any(|finding| !matches!(finding.level, Level::Ok | Level::Warn)) {
+            break;
+        }
     }
     findings
 }
 
-/// Asks for the topic of `options`, which `key` names.
-fn topic(options: &kafka::Options, key: &str, timeout: Duration) -> Vec<Finding> {
-    let (brokers, topic) = (&options.brokers, &options.topic);
-    let found = match kafka_probe::probe(options, timeout) {
+/// Asks for a topic, which `key` names.
+fn topic(options: &kafka::Options, name: Option<&str>, key: &str, timeout: Duration) -> Vec<Finding> {
+    let (brokers, topic) = (&options.brokers, name.unwrap_or_default());
+    let found = match kafka_probe::probe(options, name, timeout) {
         Ok(found) => found,
         // Said already where the configuration was looked at.
         Err(kafka_probe::ProbeError::Property(_)) => {
@@ -150,8 +165,7 @@ fn topic(options: &kafka::Options, key: &str, timeout: Duration) -> Vec<Finding>
     };
     match found.topic {
         kafka_probe::Topic::PerEvent => {
-            let message =
-                format!("{brokers}: answers; topic {topic} depends on the event and was not looked up");
+            let message = format!("{brokers}: answers; the topic depends on the event and was not looked up");
             vec![Finding::ok(Area::Kafka, message)]
         }
         kafka_probe::Topic::Missing => {

@@ -6,12 +6,19 @@ use super::super::units::format_bytes;
 use super::{GIB, MIB};
 use crate::config::{Agent, DeadLetters, Limits};
 use crate::dead_letter;
+use crate::sink::record;
+use crate::sink::record::templates::Allowed;
 
 /// The least `kafka.dead_letter_max_bytes` in largest events: one is kept while the next one is written.
 const LETTERS_MIN: u64 = 2;
 
-/// Where goes what `kafka_topic` does not take.
-pub(super) fn dead_letters(r: &mut Reader, agent: &Agent, limits: &Limits, kafka_topic: &str) -> DeadLetters {
+/// Where goes what the topics of `records` do not take.
+pub(super) fn dead_letters(
+    r: &mut Reader,
+    agent: &Agent,
+    limits: &Limits,
+    records: &record::Options,
+) -> DeadLetters {
     let topic = r.optional_text(
         Key {
             name: "kafka.dead_letter_topic",
@@ -35,10 +42,19 @@ pub(super) fn dead_letters(r: &mut Reader, agent: &Agent, limits: &Limits, kafka
         MIB..=GIB,
     );
     r.relation(
-        topic.as_deref() != Some(kafka_topic),
+        topic.is_none() || topic.as_deref() != records.topic.fixed(),
         "kafka.dead_letter_topic",
         &["kafka.topic"],
         "is kafka.topic: what is refused there would be sent there again; name another topic".to_owned(),
+    );
+    let is_listed =
+        records.allowed.iter().flat_map(Allowed::all).any(|allowed| Some(allowed) == topic.as_deref());
+    r.relation(
+        !is_listed,
+        "kafka.dead_letter_topic",
+        &["kafka.topics_allowed", "kafka.fallback_topic"],
+        "is a topic of other events too: what is refused there would be sent there again; name another topic"
+            .to_owned(),
     );
     let needed = LETTERS_MIN * limits.event_bytes_max as u64;
     r.relation(

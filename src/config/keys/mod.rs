@@ -6,6 +6,7 @@ mod dead_letters;
 mod inputs;
 mod ledger;
 mod outputs;
+mod records;
 mod routes;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use super::units::format_bytes;
 use super::{Agent, Config, Limits};
 use crate::buffer::WhenFull;
 use crate::ingest::{mqtt, unix};
+use crate::sink::record;
 use crate::{buffer, log, losses};
 
 const KIB: u64 = 1 << 10;
@@ -60,9 +62,9 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let routes = routes::routes(r);
     let limits = limits(r);
     let (buffer, when_full) = buffer(r, &agent, &limits);
-    let (kafka, drain, dead_letters) = outputs::kafka(r, &agent, &limits, &buffer);
+    let (kafka, records, drain, dead_letters) = outputs::kafka(r, &agent, &limits, &buffer);
     let redis = outputs::redis(r);
-    let ledger = ledger::ledger(r);
+    let (ledger, loss_topic) = ledger::ledger(r);
     let log = log(r);
     // The inputs share what the limits leave them; their sections come first for the reader of the file.
     // What waits is appended as one batch, the event included with which it came to the limit.
@@ -77,9 +79,9 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
         unix::Options { append_timeout: limits.append_timeout, when_full, ..unix }
     });
     // Nobody may have made the topic that the template names for them, and what cannot be sent holds the line.
-    let is_topic_sure =
-        ledger.topic.is_some() || kafka.as_ref().is_none_or(|kafka| !kafka.topic.contains('{'));
-    let ledger = losses::Options { announce: ledger.announce && is_topic_sure, ..ledger };
+    let is_topic_sure = loss_topic.is_some() || records.topic.fixed().is_some() || records.allowed.is_some();
+    let ledger = losses::Options { announce: ledger.announce && is_topic_sure };
+    let records = record::Options { loss_topic, ..records };
     Config {
         agent,
         mqtt,
@@ -90,6 +92,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
         when_full,
         drain,
         kafka,
+        records,
         dead_letters,
         redis,
         ledger,

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::super::parse;
 use super::super::reader::{Key, Reader};
-use super::{dead_letters, mins, ms, secs, size, username};
+use super::{dead_letters, mins, ms, records, secs, size, username};
 use crate::config::{Agent, DeadLetters, Limits, PingAfter, Redis};
 use crate::ping::ChannelTemplate;
 use crate::secret::Secret;
-use crate::sink::{kafka, redis};
+use crate::sink::{kafka, record, redis};
 use crate::{buffer, drain};
 
 /// What is in flight to Kafka cannot be given up for newer events, so it may be this part of the buffer at most. The
@@ -22,7 +22,7 @@ pub(super) fn kafka(
     agent: &Agent,
     limits: &Limits,
     buffer: &buffer::Options,
-) -> (Option<kafka::Options>, drain::Options, DeadLetters) {
+) -> (Option<kafka::Options>, record::Options, drain::Options, DeadLetters) {
     r.section("kafka", "Output: where the events go.");
     let brokers = r.optional_text(
         Key {
@@ -34,29 +34,9 @@ pub(super) fn kafka(
         ("required: `fieldpost run` does not start without", "127.0.0.1:9092"),
         parse::brokers,
     );
-    let topic = r.text(
-        Key {
-            name: "kafka.topic",
-            meaning: "Topic; `{source_type}` in it stands for the event's. The record's key is `source_id`.",
-            delivery: "Order holds per source within its topic.",
-        },
-        "1 to 249 characters of A-Z a-z 0-9 . _ - and {source_type}",
-        "fieldpost".to_owned(),
-        parse::kafka_topic,
-        String::clone,
-    );
+    let records = records::records(r);
     let drain = drain(r, agent, limits, buffer);
-    let dead_letters = dead_letters::dead_letters(r, agent, limits, &topic);
-    let timestamp = r.one_of(
-        Key {
-            name: "kafka.timestamp",
-            meaning: "Time of the Kafka record: of sending, or of the event. The event itself carries its own either way.",
-            delivery: "event: Kafka deletes a late event by its old time, perhaps at once, and refuses one from the \
-                       future.",
-        },
-        kafka::Timestamp::Send,
-        [("send", kafka::Timestamp::Send), ("event", kafka::Timestamp::Event)],
-    );
+    let dead_letters = dead_letters::dead_letters(r, agent, limits, &records);
     let compression = r.one_of(
         Key { name: "kafka.compression", meaning: "zstd for a thin line, lz4 for a weak CPU.", delivery: "" },
         kafka::Compression::Lz4,
@@ -66,7 +46,7 @@ pub(super) fn kafka(
             ("none", kafka::Compression::None),
         ],
     );
-    let transactional = transactional(r, agent, &topic, &drain);
+    let transactional = transactional(r, agent, records.topic.fixed(), &drain);
     let secrets = kafka_secrets(r);
     let properties = r.table(
         Key {
@@ -80,9 +60,7 @@ pub(super) fn kafka(
     );
     let kafka = brokers.map(|brokers| kafka::Options {
         brokers,
-        topic,
         compression,
-        timestamp,
         properties,
         queue_bytes_max: limits.quarter(),
         record_bytes_max: limits.record_bytes_max(),
@@ -90,7 +68,7 @@ pub(super) fn kafka(
         leaves_out_rejected: drain.delivery == drain::Delivery::AtMostOnce,
         secrets,
     });
-    (kafka, drain, dead_letters)
+    (kafka, records, drain, dead_letters)
 }
 
 fn drain(r: &mut Reader, agent: &Agent, limits: &Limits, buffer: &buffer::Options) -> drain::Options {
@@ -217,7 +195,7 @@ fn transaction(r: &mut Reader, buffer: &buffer::Options) -> drain::TransactionLi
 fn transactional(
     r: &mut Reader,
     agent: &Agent,
-    topic: &str,
+    topic: Option<&str>,
     drain: &drain::Options,
 ) -> Option<kafka::Transactional> {
     let cursor_topic = r.optional_text(
@@ -233,7 +211,7 @@ fn transactional(
     );
     let is_wanted = drain.delivery == drain::Delivery::ExactlyOnce;
     r.relation(
-        !is_wanted || cursor_topic.is_some() || !topic.contains('{'),
+        !is_wanted || cursor_topic.is_some() || topic.is_some(),
         "kafka.cursor_topic",
         &["kafka.topic", "kafka.delivery"],
         "is required with exactly_once when kafka.topic has a placeholder: name a topic that exists"
@@ -242,7 +220,7 @@ fn transactional(
     is_wanted.then(|| kafka::Transactional {
         id: format!("fieldpost.{}", agent.id),
         group: format!("fieldpost.{}", agent.id),
-        cursor_topic: cursor_topic.unwrap_or_else(|| topic.to_owned()),
+        cursor_topic: cursor_topic.or_else(|| topic.map(str::to_owned)).unwrap_or_default(),
         timeout: drain.transaction.timeout,
     })
 }

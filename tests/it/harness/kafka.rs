@@ -30,6 +30,8 @@ pub(crate) struct Record {
     pub(crate) key: Option<Vec<u8>>,
     /// Empty for a record without a value.
     pub(crate) payload: Vec<u8>,
+    /// Whether it has a value, even an empty one.
+    pub(crate) has_value: bool,
     /// In the record's order; a name can come more than once.
     pub(crate) headers: Vec<(String, Vec<u8>)>,
     /// Milliseconds since 1970.
@@ -69,6 +71,7 @@ impl Record {
             offset: message.offset(),
             key: message.key().map(<[u8]>::to_vec),
             payload: message.payload().unwrap_or_default().to_vec(),
+            has_value: message.payload().is_some(),
             headers,
             timestamp: message.timestamp().to_millis(),
         }

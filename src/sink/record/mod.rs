@@ -1,0 +1,259 @@
+//! From a stored event to a Kafka record: topic, key, headers and the value in the configured format. Nothing is
+//! allocated per event.
+
+mod cloudevents;
+pub mod envelope;
+pub mod headers;
+mod raw;
+pub mod schema;
+pub mod templates;
+#[cfg(test)]
+mod tests;
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::fmt::StdIoWrite;
+use jiff::fmt::temporal::DateTimePrinter;
+use uuid::Uuid;
+use uuid::fmt::Hyphenated;
+
+use super::Record;
+use crate::buffer::LogName;
+use crate::buffer::block::Origin;
+use crate::event::{Event, LOSS_TYPE, OWN_SOURCE_TYPE, Seq};
+use crate::log::Limited;
+use crate::stats::Stats;
+use headers::Headers;
+use templates::{Allowed, Field, Template};
+
+/// Microseconds, always: readers need not guess, and equal lengths sort.
+const TIMES: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
+
+/// How often it is said that events go to the fallback topic.
+const FALLBACK_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What the value of a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// JSON with every field of the event: [`envelope`].
+    Envelope,
+    /// CloudEvents 1.0, binary mode: the payload, and the attributes in headers.
+    CloudEvents,
+    /// The payload alone.
+    Raw,
+}
+
+/// Which time a record carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timestamp {
+    /// The time of sending: retention counts from the arrival in Kafka (librdkafka 1238, openmeter 5005).
+    Send,
+    /// The event's own time.
+    Event,
+}
+
+/// What records look like and where they go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// What the value is.
+    pub format: Format,
+    /// The topic of an event.
+    pub topic: Template,
+    /// Which topics that may be; none: any.
+    pub allowed: Option<Allowed>,
+    /// The topic of the agent's word about losses; none: as for every event.
+    pub loss_topic: Option<Template>,
+    /// The key of an event; none: records have no key.
+    pub key: Option<Template>,
+    /// Headers that every record has besides its own, at most [`headers::STATIC_COUNT_MAX`].
+    pub headers: Vec<(String, String)>,
+    /// Which time a record carries.
+    pub timestamp: Timestamp,
+}
+
+impl Options {
+    /// Envelopes to `topic` under the source's key: the defaults.
+    pub fn new(topic: Template) -> Self {
+        Self {
+            format: Format::Envelope,
+            topic,
+            allowed: None,
+            loss_topic: None,
+            key: Some(Template::field(Field::SourceId)),
+            headers: Vec::new(),
+            timestamp: Timestamp::Send,
+        }
+    }
+}
+
+/// Makes records; keeps its buffers between calls.
+#[derive(Debug)]
+pub struct Formatter {
+    options: Options,
+    stats: Arc<Stats>,
+    fallback_log: Limited,
+    /// The last event that was counted as one for the fallback topic: it may be formatted again.
+    fallback_counted: Seq,
+    names: Vec<LogName>,
+    agent: String,
+    log: String,
+    origin: Option<Origin>,
+    epoch: Vec<u8>,
+    boot: String,
+    topic: String,
+    key: String,
+    source: Vec<u8>,
+    time: Vec<u8>,
+    seq: Vec<u8>,
+    boot_us: Vec<u8>,
+    envelope: Vec<u8>,
+    id: [u8; Hyphenated::LENGTH],
+}
+
+impl Formatter {
+    /// For the records of one buffer, whose events are named by `names` ([`Buffer::logs`](crate::buffer::Buffer::logs)).
+    pub fn new(options: Options, names: &[LogName], stats: Arc<Stats>) -> Self {
+        Self {
+            options,
+            stats,
+            fallback_log: Limited::new(FALLBACK_LOG_INTERVAL),
+            fallback_counted: Seq(0),
+            names: names.to_vec(),
+            agent: String::new(),
+            log: String::new(),
+            origin: None,
+            epoch: Vec::new(),
+            boot: String::new(),
+            topic: String::new(),
+            key: String::new(),
+            source: Vec::new(),
+            time: Vec::new(),
+            seq: Vec::new(),
+            boot_us: Vec::new(),
+            envelope: Vec::new(),
+            id: [0; Hyphenated::LENGTH],
+        }
+    }
+
+    /// Formats `event` and hands the record to `send`, whose answer it returns.
+    pub fn format<T>(
+        &mut self,
+        seq: Seq,
+        origin: Origin,
+        event: &Event<'_>,
+        send: impl FnOnce(&Record<'_>) -> T,
+    ) -> T {
+        self.name_origin(origin);
+        self.choose_topic(seq, event);
+        number(&mut self.seq, seq.0);
+        number(&mut self.boot_us, event.received.boot_us);
+        self.time.clear();
+        match event.timestamp {
+            Some(text) => self.time.extend_from_slice(text.as_bytes()),
+            None => rfc3339(event.received.wall_us, &mut self.time),
+        }
+        let id = event.id.text(&mut self.id);
+        if let Some(key) = &self.options.key {
+            key.key(event, id, &mut self.key);
+        }
+        let mut headers = Headers::new();
+        for (name, value) in [
+            ("fieldpost-id", id.as_bytes()),
+            ("fieldpost-timestamp", &self.time),
+            ("fieldpost-agent", self.agent.as_bytes()),
+            ("fieldpost-log", self.log.as_bytes()),
+            ("fieldpost-epoch", &self.epoch),
+            ("fieldpost-seq", &self.seq),
+            ("fieldpost-boot", self.boot.as_bytes()),
+            ("fieldpost-boot-us", &self.boot_us),
+            ("fieldpost-clock", if event.received.clock_trusted { b"trusted" } else { b"untrusted" }),
+        ] {
+            headers.push(name, value);
+        }
+        let payload = match self.options.format {
+            Format::Envelope => {
+                envelope::write(event, id, &self.time, &mut self.envelope);
+                &self.envelope
+            }
+            Format::CloudEvents => {
+                cloudevents::source(&self.agent, event, &mut self.source);
+                cloudevents::headers(event, id, &self.time, &self.source, &mut headers);
+                raw::payload(event)
+            }
+            Format::Raw => {
+                raw::headers(event, &mut headers);
+                raw::payload(event)
+            }
+        };
+        for (name, value) in &self.options.headers {
+            headers.push(name, value.as_bytes());
+        }
+        send(&Record {
+            topic: &self.topic,
+            key: self.options.key.as_ref().map(|_| self.key.as_bytes()),
+            payload,
+            headers: headers.as_slice(),
+            timestamp_ms: match self.options.timestamp {
+                Timestamp::Send => None,
+                Timestamp::Event => Some(event_ms(event)),
+            },
+        })
+    }
+
+    /// Makes the names that events of one start of the agent share.
+    fn name_origin(&mut self, origin: Origin) {
+        if self.origin == Some(origin) {
+            return;
+        }
+        self.origin = Some(origin);
+        number(&mut self.epoch, u64::from(origin.epoch));
+        self.boot = Uuid::from_bytes(origin.boot).to_string();
+        if let Some(name) = LogName::of(&self.names, origin.epoch) {
+            (self.agent, self.log) = (name.agent.clone(), name.log.to_string());
+        }
+    }
+
+    fn choose_topic(&mut self, seq: Seq, event: &Event<'_>) {
+        let Options { topic, allowed, loss_topic, .. } = &self.options;
+        let is_loss = event.source_type == OWN_SOURCE_TYPE && event.kind == LOSS_TYPE;
+        if let Some(template) = loss_topic.as_ref().filter(|_| is_loss) {
+            // Named by the operator for this alone: no list speaks of it.
+            template.topic(event, &mut self.topic);
+            return;
+        }
+        topic.topic(event, &mut self.topic);
+        let Some(allowed) = allowed.as_ref().filter(|allowed| !allowed.contains(&self.topic)) else { return };
+        if seq > self.fallback_counted {
+            self.fallback_counted = seq;
+            self.stats.fallback_topic.add(1);
+            if let Some(suppressed) = self.fallback_log.allow() {
+                tracing::warn!(
+                    topic = self.topic,
+                    fallback = allowed.fallback(),
+                    suppressed,
+                    "an event's topic is not in kafka.topics_allowed: it goes to kafka.fallback_topic"
+                );
+            }
+        }
+        allowed.fallback().clone_into(&mut self.topic);
+    }
+}
+
+fn event_ms(event: &Event<'_>) -> i64 {
+    // The text was parsed at admission; what an older format let through falls back to the time of admission.
+    let parsed = event.timestamp.and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    parsed.map_or(event.received.wall_us / 1000, jiff::Timestamp::as_millisecond)
+}
+
+fn number(out: &mut Vec<u8>, n: u64) {
+    out.clear();
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "{n}");
+}
+
+fn rfc3339(wall_us: i64, out: &mut Vec<u8>) {
+    let time = jiff::Timestamp::from_microsecond(wall_us).unwrap_or_default();
+    let _ = TIMES.print_timestamp(&time, StdIoWrite(out));
+}
