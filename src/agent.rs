@@ -27,6 +27,7 @@ use crate::losses::Losses;
 use crate::ping::Pings;
 use crate::sink::kafka::KafkaProducer;
 use crate::sink::record::Formatter;
+use crate::sink::registry::{self, Registry, Schemas};
 use crate::sink::{self, ProducerError};
 use crate::stats::{LinkState, Stats};
 use crate::system::{self, Clock, DeviceWrites, Notifier, SetBack, Signals};
@@ -217,7 +218,8 @@ impl Agent {
         let notifier = Arc::new(Notifier::from_env());
         let (mut inputs, mut drain, mut pings) = (Step::default(), Step::default(), Step::default());
         let (early, late) = ping_ways(config.redis.clone(), &stats, &mut pings);
-        spawn_drain(&mut drain, producer, &config, &buffer, &stats, late);
+        let schemas = config.registry.clone().map(|options| spawn_registry(&mut drain, options));
+        spawn_drain(&mut drain, producer, schemas, &config, &buffer, &stats, late);
         let admission = Admission::new(
             buffer.clone(),
             config.limits.event_bytes_max,
@@ -378,15 +380,28 @@ fn ping_ways(redis: Option<Redis>, stats: &Arc<Stats>, pings: &mut Step) -> (Opt
     }
 }
 
+/// The ids of the format `avro`, and the stage that asks for them; it ends with the drain.
+fn spawn_registry(drain: &mut Step, options: registry::Options) -> Schemas {
+    let (registry, schemas) = Registry::open(options);
+    let stop = drain.stop.clone();
+    drain.stages.spawn(async move {
+        registry.run(stop).await;
+        ("schema registry", Ok(()))
+    });
+    schemas
+}
+
 fn spawn_drain(
     drain: &mut Step,
     producer: KafkaProducer,
+    schemas: Option<Schemas>,
     config: &Config,
     buffer: &Buffer,
     stats: &Arc<Stats>,
     pings: Option<Pings>,
 ) {
-    let formatter = Formatter::new(config.records.clone(), buffer.logs(), Arc::clone(stats));
+    let formatter =
+        Formatter::new(config.records.clone(), buffer.logs(), Arc::clone(stats)).with_schemas(schemas);
     let config::DeadLetters { topic, store } = config.dead_letters.clone();
     let dead_letters = drain::DeadLetters { topic, store: Store::open(store) };
     let stage =

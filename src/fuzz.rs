@@ -149,7 +149,7 @@ fn stored_and_sent(event: &Event<'_>) {
     let options = record::Options::new(Template::literal("t"));
     let options = record::Options { timestamp: record::Timestamp::Event, ..options };
     let mut formatter = Formatter::new(options, &[], Arc::default());
-    formatter.format(Seq(9), ORIGIN, event, |record| {
+    let formatted = formatter.format(Seq(9), ORIGIN, event, |record| {
         assert_eq!(record.key, Some(event.source_id.as_bytes()));
         // A payload that a later or damaged agent has stored need not be JSON; everything else is.
         if let Payload::Json(json) = event.payload
@@ -164,6 +164,7 @@ fn stored_and_sent(event: &Event<'_>) {
         );
         assert_eq!(envelope.payload.is_some(), matches!(event.payload, Payload::Json(_)));
     });
+    formatted.expect("the format needs no schema");
 }
 
 #[derive(serde::Deserialize)]

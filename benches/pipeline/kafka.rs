@@ -174,7 +174,7 @@ fn records(topic: &str) -> Vec<OwnedRecord> {
                 payload: Payload::Json(&socket::payload(n)),
             };
             let origin = Origin { epoch: 1, boot: [7; 16] };
-            formatter.format(Seq(1_000_000 + n), origin, &event, |record| OwnedRecord {
+            let formatted = formatter.format(Seq(1_000_000 + n), origin, &event, |record| OwnedRecord {
                 key: record.key.unwrap_or_default().to_vec(),
                 payload: record.payload.to_vec(),
                 headers: record
@@ -182,7 +182,8 @@ fn records(topic: &str) -> Vec<OwnedRecord> {
                     .iter()
                     .map(|(key, value)| ((*key).to_owned(), value.to_vec()))
                     .collect(),
-            })
+            });
+            formatted.expect("an envelope needs no schema")
         })
         .collect()
 }

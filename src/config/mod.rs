@@ -27,7 +27,7 @@ use std::time::Duration;
 use crate::ingest::route::Routes;
 use crate::ingest::{mqtt, unix};
 use crate::ping::ChannelTemplate;
-use crate::sink::{kafka, record, redis};
+use crate::sink::{kafka, record, redis, registry};
 use crate::{buffer, dead_letter, drain, log, losses};
 
 pub use problem::{ConfigErrors, Problem, Source};
@@ -111,6 +111,8 @@ pub struct Config {
     pub dead_letters: DeadLetters,
     /// What Kafka's records look like and where they go.
     pub records: record::Options,
+    /// The schema registry, if the format of the records needs one.
+    pub registry: Option<registry::Options>,
     /// Pings, if they are on.
     pub redis: Option<Redis>,
     /// What is told of losses.

@@ -56,6 +56,31 @@ pub(super) fn redis_url(text: &str) -> Result<RedisUrl, String> {
     Ok(RedisUrl { address: address(host, 6379)?, tls, database })
 }
 
+/// What a registry's URL says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RegistryUrl {
+    pub(super) address: Address,
+    pub(super) tls: bool,
+    pub(super) path: String,
+}
+
+/// `http://host[:port][/path]`, or `https://` for TLS.
+pub(super) fn registry_url(text: &str) -> Result<RegistryUrl, String> {
+    let (tls, port, rest) = match text.split_once("://") {
+        Some(("http", rest)) => (false, 80, rest),
+        Some(("https", rest)) => (true, 443, rest),
+        Some((scheme, _)) => return Err(format!("the scheme `{scheme}` is not http or https")),
+        None => return Err("no `http://` in front".to_owned()),
+    };
+    no_login(rest, "schema_registry")?;
+    let (host, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+    let path = path.trim_end_matches('/');
+    if let Some(c) = path.chars().find(|c| !(c.is_ascii_alphanumeric() || "/-._~%".contains(*c))) {
+        return Err(format!("`{c}` is not allowed in the path"));
+    }
+    Ok(RegistryUrl { address: address(host, port)?, tls, path: path.to_owned() })
+}
+
 /// The brokers to start from, as librdkafka wants them; a port that is left out is 9092.
 pub(super) fn brokers(text: &str) -> Result<String, String> {
     let mut addresses = Vec::new();
@@ -263,6 +288,19 @@ mod tests {
         );
         assert_eq!(redis_url("redis://cache").map(|url| url.address.port), Ok(6379));
         assert_eq!(redis_url("redis://cache/x"), Err("`x` is not a database number".to_owned()));
+        let url = |port, tls, path: &str| {
+            Ok(RegistryUrl { address: Address { host: "r".into(), port }, tls, path: path.into() })
+        };
+        assert_eq!(registry_url("http://r:8081"), url(8081, false, ""));
+        assert_eq!(registry_url("https://r/apis/ccompat/v7/"), url(443, true, "/apis/ccompat/v7"));
+        for (bad, why) in [
+            ("r:8081", "no `http://` in front"),
+            ("ftp://r", "the scheme `ftp` is not http or https"),
+            ("http://r/a b", "` ` is not allowed in the path"),
+            ("http://u@r", "the user name belongs into schema_registry.username"),
+        ] {
+            assert_eq!(registry_url(bad), Err(why.to_owned()), "{bad}");
+        }
         assert_eq!(brokers("a, b:1,[::1]:2"), Ok("a:9092,b:1,[::1]:2".to_owned()));
         assert_eq!(brokers("kafka://a"), Err("`a` without `kafka://` is meant".to_owned()));
         assert_eq!(brokers("a:1,"), Err("the host is missing".to_owned()));

@@ -297,7 +297,7 @@ topic = "site-4.{source_type}.{type}"
 topics_allowed = ["site-4.pump.alarm"]
 fallback_topic = "site-4.other"
 key = "{source_type}/{source_id}"
-format = "cloudevents"
+format = "avro"
 headers = { site = 4, x-line = "a" }
 delivery = "at_most_once"
 timestamp = "event"
@@ -321,6 +321,13 @@ socket.nagle.disable = true
 "sasl.username" = "u"
 "socket.timeout.ms" = 2000
 
+[schema_registry]
+url = "https://registry/api"
+username = "u"
+password_file = "registry-secret"
+ca_file = "/ca.pem"
+timeout = "1s"
+
 [redis]
 url = "redis://cache:6380/5"
 username = "u"
@@ -341,9 +348,12 @@ format = "json"
 
 fn full_folder() -> (tempfile::TempDir, PathBuf) {
     let folder = folder();
-    for (name, secret) in
-        [("mqtt-secret", "mq-hush\n"), ("kafka-secret", "ka-hush"), ("redis-secret", "re-hush")]
-    {
+    for (name, secret) in [
+        ("mqtt-secret", "mq-hush\n"),
+        ("kafka-secret", "ka-hush"),
+        ("redis-secret", "re-hush"),
+        ("registry-secret", "sr-hush"),
+    ] {
         fs::write(folder.path().join(name), secret).unwrap();
     }
     let path = folder.path().join("fieldpost.toml");
@@ -397,12 +407,19 @@ fn a_full_file_sets_everything() {
     assert_eq!(properties, wanted.map(str::to_owned).into());
     let secrets: Vec<_> = kafka.secrets.iter().map(|(name, secret)| (*name, secret.reveal())).collect();
     assert_eq!(secrets, [("sasl.password", "ka-hush"), ("ssl.key.password", "ka-hush")]);
+    let registry = config.registry.unwrap();
+    assert_eq!(
+        (registry.url().as_str(), registry.timeout),
+        ("https://registry:443/api", Duration::from_secs(1))
+    );
+    assert_eq!(registry.password.unwrap().reveal(), "sr-hush");
+    assert_eq!(registry.file, config.agent.data_dir.join("SCHEMAS"));
     let redis = config.redis.unwrap();
     assert_eq!((redis.options.queue_max, redis.ping_after), (1, PingAfter::Delivered));
     let template = |text: &str, fields| Template::parse(text, fields).unwrap();
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let records = record::Options {
-        format: record::Format::CloudEvents,
+        format: record::Format::Avro,
         topic: template("site-4.{source_type}.{type}", TOPIC_FIELDS),
         allowed: Some(Allowed::new(vec!["site-4.pump.alarm".into()], "site-4.other".into())),
         loss_topic: Some(template("losses.{source_type}", TOPIC_FIELDS)),
@@ -549,12 +566,24 @@ const BAD_VALUES: &[(&str, &str)] = &[
         "fieldpost.toml:2: kafka.topic = \"b\": is not in kafka.topics_allowed, and no event would go there",
     ),
     (
+        "[kafka]\ntopic = \"{type}\"\ntopics_allowed = [\"a\"]\nfallback_topic = \"b\"\ndead_letter_topic = \"b\"",
+        "fieldpost.toml:5: kafka.dead_letter_topic = \"b\": is a topic of other events too: what is refused there would be sent there again; name another topic",
+    ),
+    (
         "[kafka]\nkey = \"{payload}\"",
         "fieldpost.toml:2: kafka.key = \"{payload}\": the only placeholders are {source_type}, {source_id}, {type}, {id}; allowed: up to 256 bytes, with up to 8 of {source_type}, {source_id}, {type}, {id}",
     ),
     (
         "[kafka]\nformat = \"avro2\"",
-        "fieldpost.toml:2: kafka.format = \"avro2\": not known; allowed: envelope, cloudevents, raw",
+        "fieldpost.toml:2: kafka.format = \"avro2\": not known; allowed: envelope, cloudevents, raw, avro",
+    ),
+    (
+        "[kafka]\nformat = \"avro\"",
+        "fieldpost.toml:2: kafka.format = \"avro\": schema_registry.url is not set: the format needs the id of its schema",
+    ),
+    (
+        "[schema_registry]\nurl = \"http://u:hush@r\"",
+        "fieldpost.toml:2: schema_registry.url = \"http://***@r\": a password may not stand in the URL: give schema_registry.password_file or set the variable FIELDPOST_SCHEMA_REGISTRY__PASSWORD; allowed: http://host:port/path or https://",
     ),
     (
         "[kafka.headers]\nfieldpost-x = \"hush\"",

@@ -9,6 +9,9 @@
 //!    └──────────── the backoff is over: go on behind the cursor, one by one past what was refused ──────────┘
 //! ```
 //!
+//! An event whose record cannot be made yet (the format `avro` without its schema's id) holds the line while it flows:
+//! what went out before it is confirmed and committed, nothing passes it.
+//!
 //! At least once: the cursor is the last event up to which Kafka confirmed everything; it is committed to the buffer
 //! at most every 100 ms. At most once: the cursor is durable before an event is sent, and what Kafka
 //! refuses is counted and not sent again.
@@ -195,6 +198,8 @@ pub struct Drain<P> {
     is_alone: bool,
     /// The window was filled while there was more to send: confirmations set the pace, not the rounds.
     is_behind: bool,
+    /// The next event's record cannot be made yet: its schema's id is not known.
+    is_unready: bool,
     backoff: Backoff,
     refusal_logs: RefusalLogs,
     stop: Option<Stop>,
@@ -239,6 +244,7 @@ impl<P: Producer> Drain<P> {
             suspects: BTreeSet::new(),
             is_alone: false,
             is_behind: false,
+            is_unready: false,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_MAX),
             refusal_logs: RefusalLogs::default(),
             stop: None,
@@ -291,7 +297,12 @@ impl<P: Producer> Drain<P> {
 
     /// What the stop did not wait for any longer.
     fn say_unconfirmed(&self) {
-        let events = self.window.open();
+        // At most once, what was read has left the disk, sent or not.
+        let unsent = match self.options.delivery {
+            Delivery::AtLeastOnce | Delivery::ExactlyOnce => 0,
+            Delivery::AtMostOnce => self.run.events().filter(|(seq, ..)| *seq > self.sent).count(),
+        };
+        let events = self.window.open() + unsent;
         match self.options.delivery {
             Delivery::ExactlyOnce if self.is_transaction_begun() => {
                 tracing::info!("stopped before Kafka committed the transaction; its events go out again");
@@ -513,6 +524,11 @@ impl<P: Producer> Drain<P> {
                     Some(_) => poisons.send(seq, record, |letter| producer.send(letter, tag)),
                 }
             });
+            let Ok(sent) = sent else {
+                // Said where it is asked for.
+                self.is_unready = true;
+                return false;
+            };
             match sent {
                 Ok(()) => {}
                 Err(SendError::QueueFull) => return false,
@@ -561,6 +577,7 @@ impl<P: Producer> Drain<P> {
 
     fn may_send(&self) -> bool {
         self.has_room()
+            && !self.is_unready
             && !self.transaction.as_ref().is_some_and(Transaction::is_due)
             && self.stop.is_none_or(|stop| {
                 // At most once, handing over is what can lose an event: not into a line that is down.
@@ -616,6 +633,7 @@ impl<P: Producer> Drain<P> {
         }
         self.window.clear();
         self.is_alone = false;
+        self.is_unready = false;
     }
 
     fn pause_until_tried_again(&mut self) {
@@ -652,7 +670,7 @@ impl<P: Producer> Drain<P> {
     }
 
     fn is_all_sent(&self, stop: Stop) -> bool {
-        self.sent >= *self.durable.borrow() || Instant::now() >= stop.send_until
+        self.sent >= *self.durable.borrow() || self.is_unready || Instant::now() >= stop.send_until
     }
 
     /// Waits for the next round, or for news when there was nothing to do.
@@ -682,6 +700,7 @@ impl<P: Producer> Drain<P> {
             () = sleep_until(transaction_due.unwrap_or(round_end)), if !is_paced && transaction_due.is_some() => {}
             () = sleep_until(pace_opens.unwrap_or(round_end)), if !is_paced && pace_opens.is_some() => {}
             () = sleep_until(stop_times.unwrap_or(round_end)), if is_stopping => {}
+            () = self.formatter.ready(), if self.is_unready => self.is_unready = false,
             () = stop.cancelled(), if !is_stopping => {
                 let now = Instant::now();
                 let grace = self.options.stop_grace;

@@ -148,7 +148,11 @@ impl<P: Producer> Drain<P> {
         else {
             return Ok(());
         };
-        let topic = self.formatter.format(seq, origin, &event, |record| record.topic.to_owned());
+        let Ok(topic) = self.formatter.format(seq, origin, &event, |record| record.topic.to_owned()) else {
+            self.poisons.store = Some(store);
+            self.is_unready = true;
+            return Ok(());
+        };
         let name = LogName::of(self.buffer.logs(), origin.epoch).cloned();
         let run = std::mem::take(&mut self.run);
         let put = spawn_blocking(move || {

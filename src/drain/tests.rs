@@ -1,5 +1,6 @@
 //! The drain's states against a scripted producer and the real buffer.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +10,9 @@ use super::*;
 use crate::buffer::{Batch, Options as BufferOptions, Wait, WriterThread};
 use crate::dead_letter::{Folder, Options as StoreOptions, Store};
 use crate::event::{Event, EventId, Payload, Stamp};
-use crate::sink::record::{self, templates::Template};
+use crate::sink::record;
+use crate::sink::record::templates::{Field, Template};
+use crate::sink::registry::Schemas;
 use crate::sink::transaction::{Cursor, Kept, StepEnd, StepError};
 use crate::sink::{Record, Rejection};
 
@@ -226,6 +229,9 @@ struct Bench {
     producer: Scripted,
     stats: Arc<Stats>,
     stop: CancellationToken,
+    stop_grace: Duration,
+    /// Set where the records need a schema.
+    schemas: Cell<Option<Schemas>>,
 }
 
 impl Bench {
@@ -241,16 +247,23 @@ impl Bench {
             producer: Scripted::default(),
             stats: Arc::default(),
             stop: CancellationToken::new(),
+            stop_grace: Duration::from_secs(2),
+            schemas: Cell::new(None),
         }
     }
 
     async fn append(&self, ids: std::ops::RangeInclusive<u64>) {
+        self.append_of("t", ids).await;
+    }
+
+    /// Events of a type, which is their topic.
+    async fn append_of(&self, kind: &str, ids: std::ops::RangeInclusive<u64>) {
         let mut batch = Batch::new();
         for id in ids {
             let id = id.to_string();
             let event = Event {
                 id: EventId::Given(&id),
-                kind: "t",
+                kind,
                 source_type: "s",
                 source_id: "1",
                 timestamp: None,
@@ -293,10 +306,12 @@ impl Bench {
             },
             rates: Rates::default(),
             start_jitter: Duration::ZERO,
-            stop_grace: Duration::from_secs(2),
+            stop_grace: self.stop_grace,
         };
-        let formatter =
-            Formatter::new(record::Options::new(Template::literal("t")), self.buffer.logs(), Arc::default());
+        let schemas = self.schemas.take();
+        let format = if schemas.is_some() { record::Format::Avro } else { record::Format::Envelope };
+        let records = record::Options { format, ..record::Options::new(Template::field(Field::Kind)) };
+        let formatter = Formatter::new(records, self.buffer.logs(), Arc::default()).with_schemas(schemas);
         // A link that works; down, a stop would not wait for it.
         self.stats.kafka.set(LinkState::Up);
         Drain::new(
@@ -723,4 +738,65 @@ async fn without_a_topic_a_dead_letter_is_kept_on_disk_and_without_a_disk_the_li
         })
         .await;
     assert_eq!((cursor, stats.dead_lettered.get()), (Seq(10), 1));
+}
+
+#[tokio::test]
+async fn what_has_no_schema_yet_holds_the_line_and_what_went_before_it_is_committed() {
+    for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
+        let mut bench = Bench::new();
+        let (known, schemas) = Schemas::scripted();
+        bench.schemas = Cell::new(Some(schemas));
+        bench.append(1..=3).await;
+        bench.append_of("other", 4..=4).await;
+        bench.append(5..=6).await;
+        let ids_of =
+            |topics: &[&str]| Arc::new(topics.iter().map(|topic| ((*topic).to_owned(), 7)).collect());
+        let (cursor, stats) = bench
+            .run(delivery, async |bench| {
+                known.send_replace(ids_of(&["t"]));
+                bench.until_cursor(3).await;
+                // News of a third topic changes nothing.
+                known.send_replace(ids_of(&["t", "third"]));
+                bench.append(7..=7).await;
+                bench.producer.with(|script| assert_eq!(script.sent.len(), 3));
+                known.send_replace(ids_of(&["t", "other"]));
+                bench.until_cursor(7).await;
+            })
+            .await;
+        assert_eq!(
+            (cursor, stats.kafka_out.get(), stats.kafka_rewinds.get()),
+            (Seq(7), 7, 0),
+            "{delivery:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_schema() {
+    for delivery in [Delivery::AtLeastOnce, Delivery::ExactlyOnce] {
+        let mut bench = Bench::new();
+        let (_known, schemas) = Schemas::scripted();
+        bench.schemas = Cell::new(Some(schemas));
+        bench.append(1..=3).await;
+        bench.stop_grace = Duration::from_secs(3600);
+        let stopped = bench.run(delivery, async |_| tokio::task::yield_now().await);
+        let (cursor, _) = tokio::time::timeout(Duration::from_secs(60), stopped).await.unwrap();
+        assert_eq!(cursor, Seq(0));
+    }
+}
+
+#[tokio::test]
+async fn at_most_once_counts_what_it_read_and_could_not_send() {
+    let mut bench = Bench::new();
+    let (_known, schemas) = Schemas::scripted();
+    bench.schemas = Cell::new(Some(schemas));
+    bench.append(1..=10).await;
+    let (cursor, stats) = bench
+        .run(Delivery::AtMostOnce, async |bench| {
+            while bench.buffer.figures().cursor < Seq(10) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    assert_eq!((cursor, stats.kafka_lost.get()), (Seq(10), 10));
 }

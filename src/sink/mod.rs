@@ -13,6 +13,7 @@ pub mod kafka;
 pub mod kafka_probe;
 pub mod record;
 pub mod redis;
+pub mod registry;
 pub mod transaction;
 
 use transaction::{Step, StepEnd, StepError};

@@ -2,10 +2,12 @@
 
 use std::process::Command;
 
+use apache_avro::types::Value as Avro;
 use serde_json::json;
 
 use crate::harness::agent::{Agent, Config, fieldpost};
 use crate::harness::kafka::{Record, consume_count, create_topic, create_topic_named, read_all};
+use crate::harness::registry::Registry;
 use crate::harness::services::Shared;
 use crate::harness::unique;
 use crate::harness::wait::USUAL;
@@ -144,6 +146,107 @@ fn an_event_whose_topic_is_not_allowed_goes_to_the_fallback() {
     let line = agent.wait_log("is not in kafka.topics_allowed", USUAL);
     assert!(line.contains(&format!("{prefix}.caf__1.reading")), "{line}");
     assert_eq!(read_all(kafka, &format!("{prefix}.other")).len(), 1);
+}
+
+/// The fields of a record in Schema Registry's wire format, read with the schema that its id names.
+fn decoded(registry: &Registry, record: &Record) -> Vec<(String, Avro)> {
+    let (head, mut datum) = record.payload.split_at(5);
+    assert_eq!(head[0], 0, "the magic byte");
+    let id = u32::from_be_bytes(head[1..].try_into().unwrap());
+    let schema = registry.schema(id).expect("the id is the registry's");
+    let schema = apache_avro::Schema::parse_str(&schema).unwrap();
+    let value = apache_avro::from_avro_datum(&schema, &mut datum, None).unwrap();
+    assert!(datum.is_empty());
+    let Avro::Record(fields) = value else { panic!("{value:?}") };
+    fields
+}
+
+#[test]
+fn an_avro_record_is_read_with_the_schema_that_the_registry_holds() {
+    let registry = Registry::start();
+    let found = records("avro", |config| {
+        config.set("schema_registry.url", registry.url());
+    });
+    assert_eq!(registry.requests().len(), 2, "{:?}", registry.requests());
+    let text = |text: &str| Avro::String(text.to_owned());
+    let some = |value| Avro::Union(1, Box::new(value));
+    let none = || Avro::Union(0, Box::new(Avro::Null));
+    let field = |name: &str, value| (name.to_owned(), value);
+    assert_eq!(
+        decoded(&registry, &found[0]),
+        [
+            field("version", Avro::Int(1)),
+            field("id", text("e 1")),
+            field("type", text("reading")),
+            field("source_type", text("café/1")),
+            field("source_id", text("日本")),
+            field("timestamp", text("2026-03-01T12:00:00+01:00")),
+            field("payload_json", some(text("{ \"celsius\" :  21.50 }"))),
+            field("payload_bytes", none()),
+        ]
+    );
+    let image = decoded(&registry, &found[1]);
+    assert_eq!(
+        image[6..],
+        [field("payload_json", none()), field("payload_bytes", some(Avro::Bytes(vec![0, 255])))]
+    );
+    assert_eq!(headers(&found[0]), []);
+}
+
+#[test]
+fn an_outage_of_the_registry_stops_unknown_schemas_alone_and_loses_nothing() {
+    let kafka = &Shared::get().kafka;
+    let prefix = unique("registry");
+    for kind in ["known", "new"] {
+        create_topic_named(kafka, &format!("{prefix}.{kind}"), 1, &[]);
+    }
+    let mut registry = Registry::start();
+    let mut agent = Agent::start(|config| {
+        config
+            .shared_kafka(&format!("{prefix}.{{type}}"))
+            .set("kafka.format", "avro")
+            .set("schema_registry.url", registry.url());
+    });
+    let send = |agent: &Agent, kinds: &[&str]| {
+        let mut client = agent.unix();
+        for kind in kinds {
+            client.send(&json!({"type": kind, "source_type": "s", "source_id": "1", "payload": 1}));
+        }
+        client.wait_ack(kinds.len() as u64, USUAL);
+    };
+    let count = |kind: &str, count| consume_count(kafka, &format!("{prefix}.{kind}"), count, USUAL);
+    send(&agent, &["known"]);
+    count("known", 1);
+    registry.shut();
+
+    // The next start knows the id from its disk.
+    agent.restart();
+    send(&agent, &["known", "known"]);
+    count("known", 3);
+
+    // A topic without an id holds the line, also over a restart, and events are taken meanwhile.
+    send(&agent, &["new", "known"]);
+    let line = agent.wait_log("the schema registry gives no id for a topic", USUAL);
+    assert!(line.contains(&format!("{prefix}.new")) && line.contains("nothing is lost"), "{line}");
+    assert_eq!(read_all(kafka, &format!("{prefix}.new")), []);
+    agent.restart();
+    send(&agent, &["new"]);
+    agent.wait_log("the schema registry gives no id for a topic", USUAL);
+    assert_eq!(read_all(kafka, &format!("{prefix}.known")).len(), 3, "nothing passes the one that waits");
+
+    registry.reopen();
+    assert_eq!(count("new", 2).len(), 2);
+    let known = count("known", 4);
+    assert_eq!(decoded(&registry, &known[3])[2], ("type".to_owned(), Avro::String("known".to_owned())));
+    // The same schema has the same id under each subject.
+    assert_eq!(count("new", 2)[0].payload[..5], known[0].payload[..5]);
+    assert_eq!(agent.stop().code(), Some(0));
+    let requests = registry.requests();
+    assert_eq!(
+        requests,
+        ["known-value", "known-value/versions", "new-value", "new-value/versions"]
+            .map(|path| format!("POST /subjects/{prefix}.{path}"))
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod inputs;
 mod ledger;
 mod outputs;
 mod records;
+mod registry;
 mod routes;
 
 use std::path::{Path, PathBuf};
@@ -63,6 +64,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let limits = limits(r);
     let (buffer, when_full) = buffer(r, &agent, &limits);
     let (kafka, records, drain, dead_letters) = outputs::kafka(r, &agent, &limits, &buffer);
+    let registry = registry::registry(r, &agent, records.format);
     let redis = outputs::redis(r);
     let (ledger, loss_topic) = ledger::ledger(r);
     let log = log(r);
@@ -94,6 +96,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
         kafka,
         records,
         dead_letters,
+        registry,
         redis,
         ledger,
         log,

@@ -45,11 +45,12 @@ pub(super) fn records(r: &mut Reader) -> Options {
         Key {
             name: "kafka.format",
             meaning: "What the record's value is: `envelope`, JSON with every field of the event; `cloudevents`, the payload, with \
-                      the attributes of CloudEvents 1.0 in headers; `raw`, the payload alone. docs/formats.md shows each.",
+                      the attributes of CloudEvents 1.0 in headers; `raw`, the payload alone; `avro`, the envelope as Avro with \
+                      the id of its schema in a schema registry. docs/formats.md shows each.",
             delivery: "",
         },
         Format::Envelope,
-        [("envelope", Format::Envelope), ("cloudevents", Format::CloudEvents), ("raw", Format::Raw)],
+        [("envelope", Format::Envelope), ("cloudevents", Format::CloudEvents), ("raw", Format::Raw), ("avro", Format::Avro)],
     );
     let headers = static_headers(r);
     let timestamp = r.one_of(

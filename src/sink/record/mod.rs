@@ -1,6 +1,7 @@
 //! From a stored event to a Kafka record: topic, key, headers and the value in the configured format. Nothing is
 //! allocated per event.
 
+mod avro;
 mod cloudevents;
 pub mod envelope;
 pub mod headers;
@@ -19,7 +20,10 @@ use jiff::fmt::temporal::DateTimePrinter;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
+use thiserror::Error;
+
 use super::Record;
+use super::registry::Schemas;
 use crate::buffer::LogName;
 use crate::buffer::block::Origin;
 use crate::event::{Event, LOSS_TYPE, OWN_SOURCE_TYPE, Seq};
@@ -43,6 +47,8 @@ pub enum Format {
     CloudEvents,
     /// The payload alone.
     Raw,
+    /// The envelope as Avro, behind its id in a Schema Registry.
+    Avro,
 }
 
 /// Which time a record carries.
@@ -88,6 +94,11 @@ impl Options {
     }
 }
 
+/// The schema's id for the event's topic is not known yet. Wait for [`Formatter::ready`] and format it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the schema registry has not told the id of the topic's schema")]
+pub struct Unready;
+
 /// Makes records; keeps its buffers between calls.
 #[derive(Debug)]
 pub struct Formatter {
@@ -108,7 +119,8 @@ pub struct Formatter {
     time: Vec<u8>,
     seq: Vec<u8>,
     boot_us: Vec<u8>,
-    envelope: Vec<u8>,
+    value: Vec<u8>,
+    schemas: Option<Schemas>,
     id: [u8; Hyphenated::LENGTH],
 }
 
@@ -132,19 +144,38 @@ impl Formatter {
             time: Vec::new(),
             seq: Vec::new(),
             boot_us: Vec::new(),
-            envelope: Vec::new(),
+            value: Vec::new(),
+            schemas: None,
             id: [0; Hyphenated::LENGTH],
         }
     }
 
+    /// Takes the schemas' ids from there: for [`Format::Avro`].
+    pub fn with_schemas(self, schemas: Option<Schemas>) -> Self {
+        Self { schemas, ..self }
+    }
+
+    /// Returns when it is worth formatting an event again that was [`Unready`].
+    ///
+    /// Cancel safe: yes.
+    pub async fn ready(&mut self) {
+        match &mut self.schemas {
+            Some(schemas) => schemas.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Formats `event` and hands the record to `send`, whose answer it returns.
+    ///
+    /// # Errors
+    /// [`Unready`]: nothing was sent.
     pub fn format<T>(
         &mut self,
         seq: Seq,
         origin: Origin,
         event: &Event<'_>,
         send: impl FnOnce(&Record<'_>) -> T,
-    ) -> T {
+    ) -> Result<T, Unready> {
         self.name_origin(origin);
         self.choose_topic(seq, event);
         number(&mut self.seq, seq.0);
@@ -174,8 +205,14 @@ impl Formatter {
         }
         let payload = match self.options.format {
             Format::Envelope => {
-                envelope::write(event, id, &self.time, &mut self.envelope);
-                &self.envelope
+                envelope::write(event, id, &self.time, &mut self.value);
+                &self.value
+            }
+            Format::Avro => {
+                let schema_id =
+                    self.schemas.as_mut().and_then(|schemas| schemas.id(&self.topic)).ok_or(Unready)?;
+                avro::write(schema_id, event, id, &self.time, &mut self.value);
+                &self.value
             }
             Format::CloudEvents => {
                 cloudevents::source(&self.agent, event, &mut self.source);
@@ -190,7 +227,7 @@ impl Formatter {
         for (name, value) in &self.options.headers {
             headers.push(name, value.as_bytes());
         }
-        send(&Record {
+        Ok(send(&Record {
             topic: &self.topic,
             key: self.options.key.as_ref().map(|_| self.key.as_bytes()),
             payload,
@@ -199,7 +236,7 @@ impl Formatter {
                 Timestamp::Send => None,
                 Timestamp::Event => Some(event_ms(event)),
             },
-        })
+        }))
     }
 
     /// Makes the names that events of one start of the agent share.

@@ -50,13 +50,15 @@ pub(super) fn format(formatter: &mut Formatter, event: &Event<'_>) -> Owned {
 
 fn format_at(formatter: &mut Formatter, seq: u64, event: &Event<'_>) -> Owned {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    formatter.format(Seq(seq), ORIGIN, event, |record| Owned {
-        topic: record.topic.to_owned(),
-        key: record.key.map(<[u8]>::to_vec),
-        payload: record.payload.to_vec(),
-        headers: record.headers.iter().map(|(name, value)| ((*name).to_owned(), text(value))).collect(),
-        timestamp_ms: record.timestamp_ms,
-    })
+    formatter
+        .format(Seq(seq), ORIGIN, event, |record| Owned {
+            topic: record.topic.to_owned(),
+            key: record.key.map(<[u8]>::to_vec),
+            payload: record.payload.to_vec(),
+            headers: record.headers.iter().map(|(name, value)| ((*name).to_owned(), text(value))).collect(),
+            timestamp_ms: record.timestamp_ms,
+        })
+        .unwrap()
 }
 
 fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -325,11 +327,13 @@ fn nothing_is_allocated_per_event() {
         let event = event(Payload::Json("{\"c\":1}"), None);
         // Whatever a buffer holds for the second time, it holds in the same place.
         let mut places = |seq| {
-            formatter.format(Seq(seq), ORIGIN, &event, |record| {
-                let values = record.headers.iter().map(|(_, value)| value.as_ptr());
-                let names = [record.topic.as_ptr(), record.payload.as_ptr()].into_iter();
-                names.chain(record.key.map(<[u8]>::as_ptr)).chain(values).collect::<Vec<_>>()
-            })
+            formatter
+                .format(Seq(seq), ORIGIN, &event, |record| {
+                    let values = record.headers.iter().map(|(_, value)| value.as_ptr());
+                    let names = [record.topic.as_ptr(), record.payload.as_ptr()].into_iter();
+                    names.chain(record.key.map(<[u8]>::as_ptr)).chain(values).collect::<Vec<_>>()
+                })
+                .unwrap()
         };
         assert_eq!(places(10), places(11), "{format:?}");
     }

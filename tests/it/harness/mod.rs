@@ -6,6 +6,7 @@
 //! - [`mqtt`]: publishers, and [`tap`]: what goes between agent and MQTT broker, noted, held or cut.
 //! - [`flow`]: producers that send again what was not acknowledged, and what must then be in Kafka.
 //! - [`kafka`]: topics, and reading them back.
+//! - [`registry`]: a Schema Registry of the test's own.
 //! - [`mod@wait`]: the one way to wait for something.
 //!
 //! Tests run at the same time against the same services, so each takes names of its own ([`unique`]) for
@@ -16,6 +17,7 @@ pub(crate) mod agent;
 pub(crate) mod flow;
 pub(crate) mod kafka;
 pub(crate) mod mqtt;
+pub(crate) mod registry;
 pub(crate) mod services;
 pub(crate) mod tap;
 pub(crate) mod unix;

@@ -1,5 +1,7 @@
 //! Each schema against records that the formatter made, by that language's own library.
 
+use std::sync::Arc;
+
 use apache_avro::types::Value as Avro;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,10 +14,11 @@ use super::*;
 use crate::event::{Event, EventId, Payload, Stamp};
 use crate::sink::record::templates::Template;
 use crate::sink::record::tests::{format, json, name, time};
-use crate::sink::record::{Formatter, Options};
+use crate::sink::record::{Format, Formatter, Options};
+use crate::sink::registry::Schemas;
 
-/// The envelope of an event, and its payload.
-fn envelope() -> impl Strategy<Value = (Value, Result<String, Vec<u8>>)> {
+/// The envelope of an event, its payload, and its record in Avro.
+fn envelope() -> impl Strategy<Value = (Value, Result<String, Vec<u8>>, Vec<u8>)> {
     let payload = prop_oneof![
         json().prop_map(|json| Ok(json.to_string())),
         prop::collection::vec(any::<u8>(), 0..50).prop_map(Err)
@@ -34,9 +37,17 @@ fn envelope() -> impl Strategy<Value = (Value, Result<String, Vec<u8>>)> {
                     .as_ref()
                     .map_or_else(|bytes| Payload::Bytes(bytes), |json| Payload::Json(json)),
             };
-            let mut formatter = Formatter::new(Options::new(Template::literal("t")), &[], Default::default());
-            let record = format(&mut formatter, &event);
-            (serde_json::from_slice(&record.payload).unwrap(), payload)
+            let (known, schemas) = Schemas::scripted();
+            known.send_modify(|ids| {
+                Arc::make_mut(ids).insert("t".to_owned(), 0x1234_5678);
+            });
+            let formatter = |format| {
+                let options = Options { format, ..Options::new(Template::literal("t")) };
+                Formatter::new(options, &[], Arc::default())
+            };
+            let envelope = format(&mut formatter(Format::Envelope), &event).payload;
+            let avro = format(&mut formatter(Format::Avro).with_schemas(Some(schemas)), &event).payload;
+            (serde_json::from_slice(&envelope).unwrap(), payload, avro)
         },
     )
 }
@@ -47,7 +58,7 @@ fn json_schema() -> jsonschema::Validator {
     jsonschema::options().should_validate_formats(true).build(&schema).unwrap()
 }
 
-fn avro() -> apache_avro::Schema {
+fn avro_schema() -> apache_avro::Schema {
     apache_avro::Schema::parse_str(AVRO).unwrap()
 }
 
@@ -91,23 +102,25 @@ fn with_doubles(value: Value) -> Value {
 
 proptest! {
     #[test]
-    fn every_envelope_keeps_to_the_json_schema((envelope, _) in envelope()) {
+    fn every_envelope_keeps_to_the_json_schema((envelope, _, _) in envelope()) {
         let schema = json_schema();
         prop_assert!(schema.is_valid(&envelope), "{:?}", schema.iter_errors(&envelope).next());
     }
 
     #[test]
-    fn every_envelope_is_an_avro_record((envelope, payload) in envelope()) {
-        let schema = avro();
+    fn every_envelope_is_an_avro_record((envelope, payload, avro) in envelope()) {
+        let schema = avro_schema();
         let value = to_avro(&envelope, &payload);
         prop_assert!(value.validate(&schema));
-        let bytes = apache_avro::to_avro_datum(&schema, value.clone()).unwrap();
-        let found = apache_avro::from_avro_datum(&schema, &mut bytes.as_slice(), None).unwrap();
+        let expected = apache_avro::to_avro_datum(&schema, value.clone()).unwrap();
+        prop_assert_eq!(&avro[..5], &[0, 0x12, 0x34, 0x56, 0x78]);
+        prop_assert_eq!(&avro[5..], &expected);
+        let found = apache_avro::from_avro_datum(&schema, &mut &avro[5..], None).unwrap();
         prop_assert_eq!(found, value);
     }
 
     #[test]
-    fn every_envelope_is_the_json_of_the_protobuf_message((envelope, payload) in envelope()) {
+    fn every_envelope_is_the_json_of_the_protobuf_message((envelope, payload, _) in envelope()) {
         let message = message();
         let mut text = envelope.to_string();
         let read = DynamicMessage::deserialize(message.clone(), &mut serde_json::Deserializer::from_str(&text)).unwrap();
@@ -160,7 +173,7 @@ fn the_three_have_the_same_fields_and_the_current_version() {
         ["version", "id", "type", "source_type", "source_id", "timestamp", "payload", "payload_base64"];
     assert!(json["properties"].as_object().unwrap().keys().all(|name| names.contains(&name.as_str())));
     assert_eq!(message().fields().map(|field| field.json_name().to_owned()).collect::<Vec<_>>(), names);
-    let apache_avro::Schema::Record(record) = avro() else { panic!() };
+    let apache_avro::Schema::Record(record) = avro_schema() else { panic!() };
     let avro: Vec<_> = record.fields.iter().map(|field| field.name.as_str()).collect();
     assert_eq!(avro[..6], names[..6]);
     assert_eq!(avro[6..], ["payload_json", "payload_bytes"]);

@@ -1,0 +1,181 @@
+//! The client against canned answers over real sockets, and the ids on disk.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::sink::record::schema::AVRO;
+
+fn options(port: u16, folder: &std::path::Path) -> Options {
+    Options {
+        tls: false,
+        host: "127.0.0.1".to_owned(),
+        port,
+        path: "/base".to_owned(),
+        username: None,
+        password: None,
+        ca_file: None,
+        timeout: Duration::from_secs(10),
+        file: folder.join("SCHEMAS"),
+    }
+}
+
+/// Answers one request per connection, in this order, and keeps the requests.
+struct Canned {
+    address: SocketAddr,
+    requests: Arc<Mutex<Vec<String>>>,
+    _task: JoinHandle<()>,
+}
+
+impl Canned {
+    async fn start(answers: &[(u16, &str)]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::<Mutex<Vec<String>>>::default();
+        let mut answers: VecDeque<_> =
+            answers.iter().map(|(status, body)| (*status, (*body).to_owned())).collect();
+        let kept = Arc::clone(&requests);
+        let task = tokio::spawn(async move {
+            while let Some((status, body)) = answers.pop_front() {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !String::from_utf8_lossy(&request).ends_with('}') {
+                    assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0);
+                }
+                kept.lock().unwrap().push(String::from_utf8(request).unwrap());
+                let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        Self { address, requests, _task: task }
+    }
+
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test]
+async fn a_schema_that_is_there_is_not_registered_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Canned::start(&[(200, r#"{"subject":"t-value","id":7,"version":1,"schema":"{}"}"#)]).await;
+    let options = Options {
+        username: Some("u".to_owned()),
+        password: Some(Secret::new("hush")),
+        ..options(server.address.port(), folder.path())
+    };
+    assert_eq!(client::schema_id(&options, "t-value").await.unwrap(), 7);
+    let [request] = &server.requests()[..] else { panic!() };
+    let (head, body) = request.split_once("\r\n\r\n").unwrap();
+    let head = head.to_ascii_lowercase();
+    assert!(head.starts_with("post /base/subjects/t-value http/1.1\r\n"), "{head}");
+    assert!(head.contains("content-type: application/vnd.schemaregistry.v1+json"), "{head}");
+    assert!(head.contains(&format!("host: {}", server.address)), "{head}");
+    // "u:hush"
+    assert!(request.contains("Basic dTpodXNo"), "{head}");
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(body, serde_json::json!({ "schema": AVRO }));
+}
+
+#[tokio::test]
+async fn a_schema_that_is_missing_is_registered() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = r#"{"error_code":40401,"message":"Subject 't-value' not found."}"#;
+    let server = Canned::start(&[(404, missing), (200, r#"{"id":70000}"#)]).await;
+    let options = options(server.address.port(), folder.path());
+    assert_eq!(client::schema_id(&options, "t-value").await.unwrap(), 70_000);
+    let paths: Vec<_> = server.requests().iter().map(|r| r.lines().next().unwrap().to_owned()).collect();
+    assert_eq!(
+        paths,
+        ["POST /base/subjects/t-value HTTP/1.1", "POST /base/subjects/t-value/versions HTTP/1.1"]
+    );
+}
+
+#[tokio::test]
+async fn what_is_no_id_is_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    for (status, body, message) in [
+        (
+            401,
+            r#"{"error_code":401,"message":"Un\nauthorized"}"#,
+            "it answers 401: Un authorized; see schema_registry.username and schema_registry.password_file",
+        ),
+        (
+            409,
+            r#"{"error_code":409,"message":"incompatible"}"#,
+            "it answers 409: incompatible; the subject holds a schema that does not fit: delete it or use another topic",
+        ),
+        (500, "<html>", "it answers 500: Internal Server Error; see schema_registry.url"),
+    ] {
+        let server = Canned::start(&[(status, body)]).await;
+        let options = options(server.address.port(), folder.path());
+        let error = client::schema_id(&options, "t-value").await.unwrap_err();
+        assert_eq!(error.to_string(), message);
+    }
+    for body in ["", "{}", r#"{"id":-1}"#, r#"{"id":4294967296}"#] {
+        let server = Canned::start(&[(200, body)]).await;
+        let options = options(server.address.port(), folder.path());
+        let error = client::schema_id(&options, "t-value").await.unwrap_err().to_string();
+        assert!(error.starts_with("it answers 200: no id of a schema ("), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn silence_and_endless_answers_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let options = Options { timeout: Duration::from_millis(50), ..options(port, folder.path()) };
+    let error = client::schema_id(&options, "t-value").await.unwrap_err();
+    assert_eq!(error.to_string(), "no answer within 50 ms (schema_registry.timeout)");
+    drop(listener);
+    let error = client::schema_id(&options, "t-value").await.unwrap_err().to_string();
+    assert!(error.starts_with("cannot reach it: ") && error.contains("refused"), "{error}");
+    let long = "x".repeat(300 << 10);
+    let server = Canned::start(&[(200, &long)]).await;
+    let options =
+        Options { timeout: Duration::from_secs(10), port: server.address.port(), ..options.clone() };
+    let error = client::schema_id(&options, "t-value").await.unwrap_err().to_string();
+    assert_eq!(error, "cannot reach it: length limit exceeded");
+}
+
+#[tokio::test]
+async fn an_id_is_kept_over_restarts_for_its_registry_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(1, folder.path());
+    let (mut registry, mut schemas) = Registry::open(options.clone());
+    assert_eq!(schemas.id("t"), None);
+    assert_eq!(registry.wanted.borrow_and_update().as_deref(), Some("t"));
+    registry.keep("t".to_owned(), 7).await;
+    tokio::time::timeout(Duration::from_secs(10), schemas.changed()).await.unwrap();
+    assert_eq!((schemas.id("t"), schemas.id("u")), (Some(7), None));
+
+    let reopened = |options: Options| Registry::open(options).1.id("t");
+    assert_eq!(reopened(options.clone()), Some(7));
+    assert_eq!(reopened(Options { port: 2, ..options.clone() }), None);
+    let text = fs::read_to_string(&options.file).unwrap();
+    let crc = crc32fast::hash(AVRO.as_bytes()).to_string();
+    fs::write(&options.file, text.replace(&crc, "1")).unwrap();
+    assert_eq!(reopened(options.clone()), None, "the id of another schema");
+    fs::write(&options.file, &text[..text.len() / 2]).unwrap();
+    assert_eq!(reopened(options), None, "a damaged file");
+}
+
+#[tokio::test]
+async fn ids_are_bounded_and_a_disk_that_refuses_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut registry, mut schemas) = Registry::open(options(1, &folder.path().join("missing")));
+    for n in 0..TOPICS_MAX {
+        registry.known.send_modify(|ids| {
+            Arc::make_mut(ids).insert(n.to_string(), 1);
+        });
+    }
+    registry.keep("t".to_owned(), 7).await;
+    assert_eq!((schemas.id("t"), registry.known.borrow().len()), (Some(7), 1));
+}
