@@ -25,5 +25,6 @@ mod pace;
 mod poison;
 mod process;
 mod redis;
+mod security;
 mod services_obey;
 mod unix;

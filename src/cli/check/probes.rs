@@ -135,8 +135,8 @@ fn topic(options: &kafka::Options, key: &str, timeout: Duration) -> Vec<Finding>
     let found = match kafka_probe::probe(options, timeout) {
         Ok(found) => found,
         // Said already where the configuration was looked at.
-        Err(kafka_probe::ProbeError::Property(_)) => {
-            return vec![Finding::skip(Area::Kafka, "not asked because of kafka.properties")];
+        Err(kafka_probe::ProbeError::Property(_) | kafka_probe::ProbeError::File(_)) => {
+            return vec![Finding::skip(Area::Kafka, "not asked: its configuration is of no use")];
         }
         Err(error) => {
             let key = match error {

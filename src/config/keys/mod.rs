@@ -7,6 +7,7 @@ mod inputs;
 mod ledger;
 mod outputs;
 mod routes;
+mod security;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rdkafka::client::OAuthToken;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -19,6 +20,7 @@ use rdkafka::{ClientContext, config::RDKafkaLogLevel};
 
 use super::{Callbacks, Options, Shared, Transactional, connection_config, is_misconfiguration};
 use crate::sink::ProducerError;
+use crate::sink::kafka_security::Security;
 use crate::sink::transaction::{Cursor, Kept, Step, StepEnd, StepError};
 
 /// Longest single call: how long the thread may outlive its producer.
@@ -76,7 +78,7 @@ impl Transactions {
         let thread = std::thread::Builder::new()
             .name("kafka-steps".into())
             .spawn(move || worker.run(&waiting))
-            .map_err(|e| ProducerError(format!("cannot start a thread: {e}")))?;
+            .map_err(|e| ProducerError::Setting(format!("cannot start a thread: {e}")))?;
         Ok(Self { steps, end, thread })
     }
 
@@ -130,7 +132,8 @@ impl Worker {
         // Order: behind the init, which ends whatever a producer before this one had begun to commit.
         let consumer: BaseConsumer<Silent> = self
             .group_config()
-            .create_with_context(Silent)
+            .map_err(|error| StepError::Broken(error.to_string()))?
+            .create_with_context(Silent(self.options.security.clone()))
             .map_err(|error| StepError::Broken(error.to_string()))?;
         let mut asked = TopicPartitionList::new();
         asked.add_partition(&self.transactional.cursor_topic, CURSOR_PARTITION);
@@ -180,13 +183,13 @@ impl Worker {
         }
     }
 
-    fn group_config(&self) -> ClientConfig {
-        let mut config = connection_config(&self.options);
+    fn group_config(&self) -> Result<ClientConfig, ProducerError> {
+        let mut config = connection_config(&self.options)?;
         config.set("group.id", &self.transactional.group);
         config.set("allow.auto.create.topics", "false");
         // Reads only what is committed, and waits for what is about to be.
         config.set("isolation.level", "read_committed");
-        config
+        Ok(config)
     }
 }
 
@@ -217,15 +220,21 @@ fn failure(error: &KafkaError) -> Option<StepError> {
 }
 
 /// For the consumer that reads the cursor: its troubles are the producer's, which are told.
-struct Silent;
+struct Silent(Security);
 
 impl ClientContext for Silent {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(target: "librdkafka", severity = ?level, facility, "{message}");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "librdkafka");
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.0.token()
     }
 }
 
