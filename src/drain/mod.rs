@@ -620,8 +620,10 @@ impl<P: Producer> Drain<P> {
     fn renew(&mut self) -> Result<(), DrainError> {
         let is_up = self.stats.kafka.get() == LinkState::Up;
         let is_busy = self.window.open() > 0 || self.is_in_transaction();
-        let is_flowing = matches!(self.state, State::Flowing);
-        if !self.producer.has_successor() || (is_up && (is_busy || !is_flowing)) {
+        let is_idle = matches!(self.state, State::Flowing) && !is_busy;
+        // Opened by files that have changed since, it may never come to an end.
+        let is_opening = matches!(self.state, State::Stepping(Step::Open));
+        if !self.producer.has_successor() || (is_up && !is_idle && !is_opening) {
             return Ok(());
         }
         match self.producer.restart() {

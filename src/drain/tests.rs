@@ -760,7 +760,8 @@ async fn a_successor_sends_again_what_a_dead_link_kept() {
     bench.fates(&[(2, Fate::Hold), (3, Fate::Hold)]);
     let (cursor, stats) = bench
         .run(Delivery::AtLeastOnce, async |bench| {
-            bench.producer.until(|script| script.held.len() == 2).await;
+            // The report on 1 says that the link is up: it has to be through.
+            bench.producer.until(|script| script.held.len() == 2 && bench.stats.kafka_out.get() == 1).await;
             bench.stats.kafka.set(LinkState::Down);
             bench.producer.with(|script| script.has_successor = true);
             bench.producer.reported.notify_one();

@@ -74,7 +74,13 @@ impl Transactions {
     ) -> Result<Self, ProducerError> {
         let (steps, waiting) = sync_channel(1);
         let end = Arc::<End>::default();
-        let worker = Worker { options, transactional, producer, shared, end: Arc::clone(&end), group: None };
+        // Order: with the producer and not when it is asked for, or it would read files that have changed since.
+        let consumer = group_config(&options, &transactional)?
+            .create_with_context(Silent(options.security.clone()))
+            .map_err(|error| ProducerError::Setting(error.to_string()))?;
+        let end_of_worker = Arc::clone(&end);
+        let consumer = Some(consumer);
+        let worker = Worker { transactional, consumer, producer, shared, end: end_of_worker, group: None };
         let thread = std::thread::Builder::new()
             .name("kafka-steps".into())
             .spawn(move || worker.run(&waiting))
@@ -104,8 +110,9 @@ impl Transactions {
 }
 
 struct Worker {
-    options: Options,
     transactional: Transactional,
+    /// Reads the cursor, once.
+    consumer: Option<BaseConsumer<Silent>>,
     producer: Arc<BaseProducer<Callbacks>>,
     shared: Arc<Shared>,
     end: Arc<End>,
@@ -130,11 +137,8 @@ impl Worker {
     fn open(&mut self) -> Result<Kept, StepError> {
         self.patiently(|this| this.producer.init_transactions(STEP_TIME))?;
         // Order: behind the init, which ends whatever a producer before this one had begun to commit.
-        let consumer: BaseConsumer<Silent> = self
-            .group_config()
-            .map_err(|error| StepError::Broken(error.to_string()))?
-            .create_with_context(Silent(self.options.security.clone()))
-            .map_err(|error| StepError::Broken(error.to_string()))?;
+        let consumer =
+            self.consumer.take().ok_or_else(|| StepError::Broken("was opened before".to_owned()))?;
         let mut asked = TopicPartitionList::new();
         asked.add_partition(&self.transactional.cursor_topic, CURSOR_PARTITION);
         let found = self.patiently(|_| {
@@ -182,15 +186,15 @@ impl Worker {
             self.end.pause();
         }
     }
+}
 
-    fn group_config(&self) -> Result<ClientConfig, ProducerError> {
-        let mut config = connection_config(&self.options)?;
-        config.set("group.id", &self.transactional.group);
-        config.set("allow.auto.create.topics", "false");
-        // Reads only what is committed, and waits for what is about to be.
-        config.set("isolation.level", "read_committed");
-        Ok(config)
-    }
+fn group_config(options: &Options, transactional: &Transactional) -> Result<ClientConfig, ProducerError> {
+    let mut config = connection_config(options)?;
+    config.set("group.id", &transactional.group);
+    config.set("allow.auto.create.topics", "false");
+    // Reads only what is committed, and waits for what is about to be.
+    config.set("isolation.level", "read_committed");
+    Ok(config)
 }
 
 /// What a failed call means; `None`: repeat it.
