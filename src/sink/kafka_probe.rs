@@ -37,6 +37,8 @@ pub enum Topic {
         partitions: usize,
         /// Those among them that nobody leads and that take no records for now.
         leaderless: usize,
+        /// Replicas of the partition that has the fewest.
+        replicas: usize,
     },
 }
 
@@ -79,7 +81,7 @@ pub fn validate(options: &Options) -> Result<(), ProbeError> {
 /// # Errors
 /// [`ProbeError`], as the sink would meet it.
 pub fn probe(options: &Options, timeout: Duration) -> Result<Found, ProbeError> {
-    let trouble = Trouble { security: options.security.clone(), said: Arc::default() };
+    let trouble = Trouble::of(options);
     let consumer: BaseConsumer<Trouble> =
         client_config(options)?.create_with_context(trouble.clone()).map_err(|error| property(&error))?;
     if options.topic.contains('{') {
@@ -121,7 +123,8 @@ fn topic(metadata: &Metadata, name: &str) -> Result<Topic, ProbeError> {
         None | Some(RDKafkaErrorCode::LeaderNotAvailable) => {
             let partitions = topic.partitions();
             let leaderless = partitions.iter().filter(|partition| partition.leader() < 0).count();
-            Ok(Topic::Exists { partitions: partitions.len(), leaderless })
+            let replicas = partitions.iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
+            Ok(Topic::Exists { partitions: partitions.len(), leaderless, replicas })
         }
         Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
             Ok(Topic::Missing)
@@ -137,7 +140,7 @@ fn topic(metadata: &Metadata, name: &str) -> Result<Topic, ProbeError> {
 }
 
 /// The producer's own configuration: what it would meet, this meets.
-fn client_config(options: &Options) -> Result<ClientConfig, ProbeError> {
+pub(super) fn client_config(options: &Options) -> Result<ClientConfig, ProbeError> {
     let mut config = kafka::client_config(options).map_err(|error| ProbeError::File(error.to_string()))?;
     config.set("allow.auto.create.topics", "false");
     Ok(config)
@@ -153,9 +156,15 @@ fn property(error: &KafkaError) -> ProbeError {
 
 /// Remembers why connections failed: callers of librdkafka just hear of a time-out.
 #[derive(Clone)]
-struct Trouble {
+pub(super) struct Trouble {
     security: Security,
     said: Arc<Mutex<Said>>,
+}
+
+impl Trouble {
+    pub(super) fn of(options: &Options) -> Self {
+        Self { security: options.security.clone(), said: Arc::default() }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -234,7 +243,7 @@ mod tests {
         cluster.create_topic("fieldpost", 3, 2).unwrap();
         let mut options = options(&cluster.bootstrap_servers());
         let timeout = Duration::from_secs(20);
-        let exists = Topic::Exists { partitions: 3, leaderless: 0 };
+        let exists = Topic::Exists { partitions: 3, leaderless: 0, replicas: 2 };
         assert_eq!(probe(&options, timeout), Ok(Found { brokers: 2, topic: exists }));
         options.topic = "a.{source_type}".to_owned();
         assert_eq!(probe(&options, timeout), Ok(Found { brokers: 0, topic: Topic::PerEvent }));

@@ -12,6 +12,7 @@
 )]
 
 mod buffer;
+mod check;
 mod crash;
 mod dead_letter;
 mod demo;

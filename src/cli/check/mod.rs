@@ -4,6 +4,7 @@
 
 mod finding;
 mod probes;
+mod topic;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -10,7 +10,7 @@ use crate::config::{Config, Redis};
 use crate::event::{Event, EventId, OWN_SOURCE_TYPE, Payload, Stamp};
 use crate::ingest::{mqtt, mqtt_probe, unix_probe};
 use crate::sink::record::topic_name;
-use crate::sink::{kafka, kafka_probe, redis};
+use crate::sink::{kafka, kafka_probe, kafka_settings, redis};
 
 /// Everything that is configured; `say` hears each finding as soon as it is known.
 pub(super) fn all(config: &Config, timeout: Duration, say: &mut impl FnMut(Finding)) {
@@ -161,7 +161,7 @@ fn topic(options: &kafka::Options, key: &str, timeout: Duration) -> Vec<Finding>
             );
             vec![Finding::warn(Area::Kafka, message).about(key)]
         }
-        kafka_probe::Topic::Exists { partitions, leaderless } => {
+        kafka_probe::Topic::Exists { partitions, leaderless, replicas } => {
             let plural = if partitions == 1 { "" } else { "s" };
             let message = format!("{brokers}: topic {topic}, {partitions} partition{plural}");
             let mut findings = vec![Finding::ok(Area::Kafka, message)];
@@ -171,6 +171,13 @@ fn topic(options: &kafka::Options, key: &str, timeout: Duration) -> Vec<Finding>
                      records until their brokers are back"
                 );
                 findings.push(Finding::warn(Area::Kafka, message).about(key));
+            }
+            match kafka_settings::settings(options, timeout) {
+                Some(settings) => findings.extend(super::topic::findings(options, &settings, replicas)),
+                None => findings.push(Finding::skip(
+                    Area::Kafka,
+                    format!("{brokers}: topic {topic}: its settings are not told; DESCRIBE_CONFIGS would let check compare them"),
+                )),
             }
             findings
         }
