@@ -19,6 +19,7 @@ pub mod dead_letter;
 pub mod drain;
 pub mod error;
 pub mod event;
+pub mod files;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 #[allow(clippy::expect_used, reason = "a fuzz target fails by panicking")]
@@ -31,3 +32,4 @@ pub mod secret;
 pub mod sink;
 pub mod stats;
 pub mod system;
+pub mod tls;

@@ -138,6 +138,15 @@ pub fn hostname() -> String {
     if name.is_empty() { "localhost".to_owned() } else { name.into_owned() }
 }
 
+/// Keeps passwords where they are: no core dump is ever written of this process, and no other process of its user may
+/// look into its memory or environment.
+///
+/// # Errors
+/// The kernel refuses; the caller says so and goes on.
+pub fn keep_memory_private() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
+}
+
 /// Bytes that an unprivileged process may still write to the file system of `dir`.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ pub mod send;
 mod text;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -79,6 +80,10 @@ impl Cli {
 
     /// Runs the command.
     pub fn run(self) -> ExitCode {
+        // Order: before the configuration is read, and with it passwords.
+        if let Err(error) = crate::system::keep_memory_private() {
+            let _ = writeln!(std::io::stderr().lock(), "fieldpost: core dumps cannot be turned off: {error}");
+        }
         match self.command {
             Command::Run(args) => args.run(),
             Command::Send(args) => args.run(),

@@ -16,18 +16,31 @@ pub(super) struct Address {
     pub(super) port: u16,
 }
 
-/// `mqtt://host[:port]`.
-pub(super) fn mqtt_url(text: &str) -> Result<Address, String> {
-    let rest = match text.split_once("://") {
-        Some(("mqtt", rest)) => rest,
-        Some(("mqtts", _)) => return Err("TLS to the broker is not supported yet".to_owned()),
-        Some((scheme, _)) => return Err(format!("the scheme `{scheme}` is not mqtt")),
+/// What an MQTT URL says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MqttUrl {
+    pub(super) address: Address,
+    pub(super) tls: bool,
+}
+
+/// `mqtt://host[:port]`, or `mqtts://` for TLS.
+pub(super) fn mqtt_url(text: &str) -> Result<MqttUrl, String> {
+    let (tls, rest) = match text.split_once("://") {
+        Some(("mqtt", rest)) => (false, rest),
+        Some(("mqtts", rest)) => (true, rest),
+        Some((scheme, _)) => return Err(format!("the scheme `{scheme}` is not mqtt or mqtts")),
         None => return Err("no `mqtt://` in front".to_owned()),
     };
     no_login(rest, "mqtt")?;
     match rest.trim_end_matches('/') {
         rest if rest.contains('/') => Err("nothing may follow the port".to_owned()),
-        rest => address(rest, 1883),
+        rest => match address(rest, if tls { 8883 } else { 1883 })? {
+            // The client library would look for the brackets in the certificate, too.
+            Address { host, .. } if tls && host.contains(':') => {
+                Err("with TLS a host name or an IPv4 address is needed".to_owned())
+            }
+            address => Ok(MqttUrl { address, tls }),
+        },
     }
 }
 
@@ -239,13 +252,24 @@ pub(super) fn property_refused(name: &str) -> Option<String> {
         "compression.codec" | "compression.type" => "set kafka.compression",
         "transactional.id" => "it follows from agent.id, with kafka.delivery = \"exactly_once\"",
         "transaction.timeout.ms" => "set kafka.transaction_timeout",
+        "security.protocol" => "set kafka.tls and kafka.sasl_mechanism",
+        "ssl.ca.location" | "ssl.ca.pem" => "set kafka.ca_file",
+        "ssl.certificate.location" | "ssl.certificate.pem" => "set kafka.cert_file",
+        "ssl.key.location" => "set kafka.key_file",
+        "ssl.keystore.location" => "set kafka.cert_file and kafka.key_file",
+        "enable.ssl.certificate.verification" | "ssl.endpoint.identification.algorithm" => {
+            "a server and its name are always verified: set kafka.ca_file to the authority that signed its certificate"
+        }
+        "sasl.mechanism" | "sasl.mechanisms" => "set kafka.sasl_mechanism",
+        "sasl.username" => "set kafka.username",
         "sasl.password" => {
-            "it is a secret: give kafka.sasl_password_file or set the variable FIELDPOST_KAFKA__SASL_PASSWORD"
+            "it is a secret: give kafka.password_file or set the variable FIELDPOST_KAFKA__PASSWORD"
         }
+        "sasl.oauthbearer.config" | "enable.sasl.oauthbearer.unsecure.jwt" => "give kafka.token_file",
         "ssl.key.password" => {
-            "it is a secret: give kafka.ssl_key_password_file or set the variable FIELDPOST_KAFKA__SSL_KEY_PASSWORD"
+            "it is a secret: give kafka.key_password_file or set the variable FIELDPOST_KAFKA__KEY_PASSWORD"
         }
-        "ssl.key.pem" => "it is a secret: put the key into a file and give ssl.key.location",
+        "ssl.key.pem" => "it is a secret: put the key into a file and give kafka.key_file",
         other if other.contains("password") || other.contains("secret") => {
             "it is a secret, and fieldpost has no file or variable for this one"
         }
@@ -261,19 +285,22 @@ mod tests {
 
     #[test]
     fn addresses() {
-        let of = |host: &str, port| Ok(Address { host: host.to_owned(), port });
-        assert_eq!(mqtt_url("mqtt://gateway"), of("gateway", 1883));
-        assert_eq!(mqtt_url("mqtt://10.0.0.1:1999/"), of("10.0.0.1", 1999));
-        assert_eq!(mqtt_url("mqtt://[::1]:7"), of("::1", 7));
-        assert_eq!(mqtt_url("mqtt://[fe80::1]"), of("fe80::1", 1883));
+        let mqtt = |text| mqtt_url(text).map(|url| (url.address.host, url.address.port, url.tls));
+        let of = |host: &str, port, tls| Ok((host.to_owned(), port, tls));
+        assert_eq!(mqtt("mqtt://gateway"), of("gateway", 1883, false));
+        assert_eq!(mqtt("mqtts://gateway"), of("gateway", 8883, true));
+        assert_eq!(mqtt("mqtts://gateway:1/"), of("gateway", 1, true));
+        assert_eq!(mqtt("mqtt://10.0.0.1:1999/"), of("10.0.0.1", 1999, false));
+        assert_eq!(mqtt("mqtt://[::1]:7"), of("::1", 7, false));
+        assert_eq!(mqtt("mqtt://[fe80::1]"), of("fe80::1", 1883, false));
         for (bad, why) in [
             ("gateway:1883", "no `mqtt://` in front"),
-            ("mqtts://gateway", "TLS to the broker is not supported yet"),
-            ("http://gateway", "the scheme `http` is not mqtt"),
+            ("http://gateway", "the scheme `http` is not mqtt or mqtts"),
             ("mqtt://", "the host is missing"),
             ("mqtt://a b", "`a b` is not a host name"),
             ("mqtt://a:0", "`0` is not a port (1 to 65535)"),
             ("mqtt://a:70000", "`70000` is not a port (1 to 65535)"),
+            ("mqtts://[::1]", "with TLS a host name or an IPv4 address is needed"),
             ("mqtt://::1", "an IPv6 address stands in brackets: [::1]"),
             ("mqtt://[::1", "`[` has no `]`"),
             ("mqtt://[x]", "`x` is not an IPv6 address"),

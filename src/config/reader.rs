@@ -6,17 +6,17 @@
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::nearest;
 use super::problem::{Problem, Source};
-use super::source::{Sources, read_text, variable_of};
+use super::source::{Sources, variable_of};
 use super::units;
 use super::value::{
     Found, Shown, Value, entries, fact, in_range, integer, list, quote, scalar, text, wrong_type,
 };
-use crate::secret::Secret;
+use crate::secret::{Password, Secret};
 
 /// What people are told of a key.
 #[derive(Debug, Clone, Copy)]
@@ -314,7 +314,9 @@ impl Reader {
 
     /// A secret: from the variable of `secret`, else from the file that `<secret>_file` names. The configuration
     /// file itself may not hold it, because such files are copied, mailed and committed.
-    pub(super) fn secret(&mut self, secret: &'static str, file: Key, example: &str) -> Option<Secret> {
+    ///
+    /// The file is read here to find mistakes at the start, and again whenever the secret is used.
+    pub(super) fn secret(&mut self, secret: &'static str, file: Key, example: &str) -> Option<Password> {
         let pointer = format!("give {} or set the variable {}", file.name, variable_of(secret));
         if let Some(found) = self.sources.take_from_file(secret) {
             let what = format!("may not stand in the configuration file: {pointer}");
@@ -330,21 +332,35 @@ impl Reader {
             }
             let read = Secret::new(text);
             self.effect(secret, Ok(Shown::Secret), found.source);
-            return Some(read);
+            return Some(Password::Given(read));
         }
         let path = self.sources.secret_folder().join(path?);
-        match read_secret(&path) {
-            Ok(text) => {
+        let password = Password::File(path.clone());
+        match password.read() {
+            Ok(_) => {
                 self.effect(secret, Ok(Shown::Secret), Source::SecretFile(path));
-                Some(text)
+                Some(password)
             }
-            Err(why) => {
-                let what = format!("the file {} {why}", path.display());
-                let problem = self.problem_of(file.name, what);
+            Err(error) => {
+                let problem = self.problem_of(file.name, error.to_string());
                 self.problems.push(problem);
                 None
             }
         }
+    }
+
+    /// A file that the agent reads whenever it needs it, for example a certificate. A relative path starts where those
+    /// of secrets do.
+    pub(super) fn file(&mut self, key: Key, (absent, example): (&'static str, &str)) -> Option<PathBuf> {
+        let path = self.optional_text(key, "a path", (absent, example), not_empty)?;
+        let path = self.sources.secret_folder().join(path);
+        if let Err(error) = std::fs::File::open(&path) {
+            let what = format!("the file {} cannot be read: {error}", path.display());
+            let problem = self.problem_of(key.name, what);
+            self.problems.push(problem);
+            return None;
+        }
+        Some(path)
     }
 
     /// Tables that may be there several times, `[[name]]`, each with the keys that `read` reads; `read` gets the
@@ -521,14 +537,4 @@ impl Reader {
 
 fn not_empty(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() { Err("empty".to_owned()) } else { Ok(PathBuf::from(text)) }
-}
-
-/// A secret is a line; a file above this is something else.
-const SECRET_BYTES_MAX: u64 = 64 << 10;
-
-fn read_secret(path: &Path) -> Result<Secret, String> {
-    match read_text(path, SECRET_BYTES_MAX)? {
-        text if text.trim().is_empty() => Err("is empty".to_owned()),
-        text => Ok(Secret::new(&text)),
-    }
 }

@@ -111,7 +111,7 @@ pub(super) fn variable_of(key: &str) -> String {
 }
 
 /// The text of a file that should be small; the error completes "the file … ".
-pub(super) fn read_text(path: &Path, bytes_max: u64) -> Result<String, String> {
+fn read_text(path: &Path, bytes_max: u64) -> Result<String, String> {
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(bytes_max + 1).read_to_string(&mut text));
     match read {

@@ -12,7 +12,10 @@ use crate::config::problem::Problem;
 use crate::config::reader::{Declared, DeclaredDefault, Outcome};
 use crate::config::source::variable_of;
 use crate::ingest::route::{Pattern, Route};
+use crate::secret::Password;
+use crate::sink::kafka_security::{Login, Mechanism, Security};
 use crate::sink::record::templates::{Allowed, KEY_FIELDS, TOPIC_FIELDS, Template};
+use crate::tls;
 
 const HOST: &str = "gateway-17";
 
@@ -241,7 +244,7 @@ fn the_addresses_are_all_that_is_needed() {
     assert_eq!(kafka.queue_bytes_max, 4 << 20);
     assert!(kafka.record_bytes_max > (256 << 10) * 4 / 3 && kafka.record_bytes_max < kafka.queue_bytes_max);
     let redis = config.redis.unwrap();
-    assert_eq!((redis.options.tls, redis.options.port, redis.options.database), (true, 6379, 2));
+    assert_eq!((redis.options.tls.is_some(), redis.options.port, redis.options.database), (true, 6379, 2));
     assert_eq!(redis.channel, ChannelTemplate::parse("events:{source_type}:{source_id}").unwrap());
     assert_eq!(redis.ping_after, PingAfter::Durable);
 }
@@ -254,10 +257,14 @@ data_dir = "/data/fieldpost"
 stop_grace = "1m"
 
 [mqtt]
-url = "mqtt://broker:1999"
+url = "mqtts://broker:1999"
 client_id = "other"
 username = "u"
 password_file = "mqtt-secret"
+ca_file = "ca.pem"
+cert_file = "agent.pem"
+key_file = "agent.key"
+key_password_file = "mqtt-secret"
 topics = ["a/{source_id}", "b/#"]
 qos = 2
 protocol = 4
@@ -313,12 +320,18 @@ transaction_timeout = "60s"
 cursor_topic = "cursors"
 dead_letter_topic = "site-4.refused"
 dead_letter_max_bytes = "32 MiB"
-sasl_password_file = "kafka-secret"
-ssl_key_password_file = "kafka-secret"
+tls = true
+ca_file = "ca.pem"
+cert_file = "agent.pem"
+key_file = "agent.key"
+key_password_file = "kafka-secret"
+sasl_mechanism = "SCRAM-SHA-512"
+username = "u"
+password_file = "kafka-secret"
 
 [kafka.properties]
 socket.nagle.disable = true
-"sasl.username" = "u"
+"broker.address.family" = "v4"
 "socket.timeout.ms" = 2000
 
 [schema_registry]
@@ -329,9 +342,13 @@ ca_file = "/ca.pem"
 timeout = "1s"
 
 [redis]
-url = "redis://cache:6380/5"
+url = "rediss://cache:6380/5"
 username = "u"
 password_file = "redis-secret"
+ca_file = "ca.pem"
+cert_file = "agent.pem"
+key_file = "agent.key"
+key_password_file = "redis-secret"
 channel = "all"
 ping_after = "delivered"
 queue = 1
@@ -348,13 +365,17 @@ format = "json"
 
 fn full_folder() -> (tempfile::TempDir, PathBuf) {
     let folder = folder();
-    for (name, secret) in [
+    for (name, content) in [
         ("mqtt-secret", "mq-hush\n"),
         ("kafka-secret", "ka-hush"),
         ("redis-secret", "re-hush"),
         ("registry-secret", "sr-hush"),
+        // Looked into only when a connection is made.
+        ("ca.pem", ""),
+        ("agent.pem", ""),
+        ("agent.key", ""),
     ] {
-        fs::write(folder.path().join(name), secret).unwrap();
+        fs::write(folder.path().join(name), content).unwrap();
     }
     let path = folder.path().join("fieldpost.toml");
     fs::write(&path, FULL).unwrap();
@@ -367,11 +388,21 @@ fn a_full_file_sets_everything() {
     let Loaded { config, effective } = load_on(HOST, Some(&path), variables(&[])).unwrap();
     let untouched: Vec<_> =
         effective.iter().filter(|key| key.source.is_default()).map(|key| &key.key).collect();
-    assert!(untouched.is_empty(), "the test's file leaves out {untouched:?}");
+    // A token excludes the password.
+    assert_eq!(untouched, ["kafka.token_file"], "what the test's file leaves out");
     assert_eq!(config.agent.stop_grace, Duration::from_secs(60));
     let mqtt = config.mqtt.unwrap();
     assert_eq!((mqtt.port, mqtt.qos, mqtt.protocol), (1999, mqtt::Qos::ExactlyOnce, mqtt::Protocol::V4));
-    assert_eq!(mqtt.password.unwrap().reveal(), "mq-hush");
+    assert_eq!(mqtt.password.unwrap().read().unwrap().reveal(), "mq-hush");
+    let file = |name| Some(path.parent().unwrap().join(name));
+    let key_password = file("mqtt-secret").map(Password::File);
+    let tls = tls::Options {
+        ca_file: file("ca.pem"),
+        cert_file: file("agent.pem"),
+        key_file: file("agent.key"),
+        key_password,
+    };
+    assert_eq!(mqtt.tls.as_ref(), Some(&tls));
     assert_eq!((mqtt.topics.len(), mqtt.keep_alive), (2, Duration::from_secs(64_800)));
     assert_eq!(mqtt.when_full, WhenFull::DropOldest);
     let unix = config.unix.unwrap();
@@ -403,18 +434,26 @@ fn a_full_file_sets_everything() {
     let kafka = config.kafka.unwrap();
     let properties: BTreeSet<_> =
         kafka.properties.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let wanted = ["sasl.username=u", "socket.nagle.disable=true", "socket.timeout.ms=2000"];
+    let wanted = ["broker.address.family=v4", "socket.nagle.disable=true", "socket.timeout.ms=2000"];
     assert_eq!(properties, wanted.map(str::to_owned).into());
-    let secrets: Vec<_> = kafka.secrets.iter().map(|(name, secret)| (*name, secret.reveal())).collect();
-    assert_eq!(secrets, [("sasl.password", "ka-hush"), ("ssl.key.password", "ka-hush")]);
+    let password = file("kafka-secret").map(Password::File).unwrap();
+    let login = Login::Password {
+        mechanism: Mechanism::ScramSha512,
+        username: "u".into(),
+        password: password.clone(),
+    };
+    let tls = tls::Options { key_password: Some(password), ..tls };
+    assert_eq!(kafka.security, Security { tls: Some(tls.clone()), login: Some(login) });
     let registry = config.registry.unwrap();
     assert_eq!(
         (registry.url().as_str(), registry.timeout),
         ("https://registry:443/api", Duration::from_secs(1))
     );
-    assert_eq!(registry.password.unwrap().reveal(), "sr-hush");
+    assert_eq!(registry.password.unwrap().read().unwrap().reveal(), "sr-hush");
     assert_eq!(registry.file, config.agent.data_dir.join("SCHEMAS"));
     let redis = config.redis.unwrap();
+    let tls = tls::Options { key_password: file("redis-secret").map(Password::File), ..tls };
+    assert_eq!(redis.options.tls, Some(tls));
     assert_eq!((redis.options.queue_max, redis.ping_after), (1, PingAfter::Delivered));
     let template = |text: &str, fields| Template::parse(text, fields).unwrap();
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
@@ -452,8 +491,8 @@ const BAD_VALUES: &[(&str, &str)] = &[
         "fieldpost.toml:2: agent.stop_grace = 10: a duration needs a unit, for example \"10s\" or \"10ms\"; allowed: 0s to 10m",
     ),
     (
-        "[mqtt]\nurl = \"mqtts://a\"",
-        "fieldpost.toml:2: mqtt.url = \"mqtts://a\": TLS to the broker is not supported yet; allowed: mqtt://host or mqtt://host:port",
+        "[mqtt]\nurl = \"http://a\"",
+        "fieldpost.toml:2: mqtt.url = \"http://a\": the scheme `http` is not mqtt or mqtts; allowed: mqtt://host:port or mqtts://host:port",
     ),
     ("[mqtt]\nclient_id = \"\"", "fieldpost.toml:2: mqtt.client_id = \"\": empty; allowed: 1 to 256 bytes"),
     (
@@ -639,7 +678,43 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "[kafka.properties]\n\"sasl.password\" = \"hush\"",
-        "fieldpost.toml:2: kafka.properties.\"sasl.password\" is not allowed here: it is a secret: give kafka.sasl_password_file or set the variable FIELDPOST_KAFKA__SASL_PASSWORD",
+        "fieldpost.toml:2: kafka.properties.\"sasl.password\" is not allowed here: it is a secret: give kafka.password_file or set the variable FIELDPOST_KAFKA__PASSWORD",
+    ),
+    (
+        "[kafka.properties]\n\"security.protocol\" = \"ssl\"",
+        "fieldpost.toml:2: kafka.properties.\"security.protocol\" is not allowed here: set kafka.tls and kafka.sasl_mechanism",
+    ),
+    (
+        "[kafka.properties]\n\"enable.ssl.certificate.verification\" = false",
+        "fieldpost.toml:2: kafka.properties.\"enable.ssl.certificate.verification\" is not allowed here: a server and its name are always verified: set kafka.ca_file to the authority that signed its certificate",
+    ),
+    (
+        "[kafka]\nsasl_mechanism = \"GSSAPI\"",
+        "fieldpost.toml:2: kafka.sasl_mechanism = \"GSSAPI\": not known; allowed: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER",
+    ),
+    (
+        "[kafka]\nsasl_mechanism = \"PLAIN\"\nusername = \"u\"",
+        "fieldpost.toml:2: kafka.sasl_mechanism = \"PLAIN\": needs kafka.username and kafka.password_file (or the variable FIELDPOST_KAFKA__PASSWORD)",
+    ),
+    (
+        "[kafka]\nsasl_mechanism = \"OAUTHBEARER\"",
+        "fieldpost.toml:2: kafka.sasl_mechanism = \"OAUTHBEARER\": needs kafka.token_file",
+    ),
+    (
+        "[kafka]\nusername = \"u\"",
+        "fieldpost.toml:2: kafka.username = \"u\": is for kafka.sasl_mechanism PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512: set that or remove it",
+    ),
+    (
+        "[mqtt]\nca_file = \"/etc/hostname\"",
+        "fieldpost.toml:2: mqtt.ca_file = \"/etc/hostname\": needs mqtts:// in mqtt.url",
+    ),
+    (
+        "[kafka]\ntls = true\ncert_file = \"/etc/hostname\"",
+        "fieldpost.toml:3: kafka.cert_file = \"/etc/hostname\": needs kafka.key_file",
+    ),
+    (
+        "[redis]\nurl = \"rediss://a\"\nkey_file = \"/nowhere\"",
+        "fieldpost.toml:3: redis.key_file = \"/nowhere\": the file /nowhere cannot be read: No such file or directory (os error 2)",
     ),
     (
         "[kafka.properties]\n\"debug\" = [1]",
@@ -701,10 +776,13 @@ fn unknown_keys_name_the_nearest_known_one() {
             "kafka = \"x:9092\"",
             "fieldpost.toml:1: kafka is a section: write [kafka] and its keys in the lines below it",
         ),
-        ("[mqtt.tls]\nca = \"x\"", "fieldpost.toml:1: mqtt.tls is not a known key"),
         (
-            "[kafka]\npassword = \"hush\"",
-            "fieldpost.toml:2: kafka.password is not a known key; the nearest known one is kafka.sasl_password_file",
+            "[mqtt.tls]\nca = \"x\"",
+            "fieldpost.toml:1: mqtt.tls is not a known key; the nearest known one is kafka.tls",
+        ),
+        (
+            "[kafka]\npasword_file = \"hush\"",
+            "fieldpost.toml:2: kafka.pasword_file is not a known key; the nearest known one is kafka.password_file",
         ),
     ] {
         assert_eq!(load(text).unwrap_err(), message, "for {text:?}");
@@ -757,7 +835,7 @@ fn variables_override_the_file_and_are_as_strict() {
         (
             "FIELDPOST_MQTT__URL",
             "",
-            "FIELDPOST_MQTT__URL: mqtt.url = \"\": no `mqtt://` in front; allowed: mqtt://host or mqtt://host:port",
+            "FIELDPOST_MQTT__URL: mqtt.url = \"\": no `mqtt://` in front; allowed: mqtt://host:port or mqtts://host:port",
         ),
         (
             "FIELDPOST_MQTT__PASSWORD",
@@ -866,7 +944,8 @@ fn secrets_come_from_files_and_variables() {
     fs::write(credentials.path().join("secret"), "from-credentials\r\n").unwrap();
     let credentials_dir = credentials.path().display().to_string();
     let password = |pairs: &[(&str, &str)]| {
-        load_with(text, pairs).map(|loaded| loaded.config.mqtt.unwrap().password.unwrap().reveal().to_owned())
+        load_with(text, pairs)
+            .map(|loaded| loaded.config.mqtt.unwrap().password.unwrap().read().unwrap().reveal().to_owned())
     };
     assert_eq!(password(&[("CREDENTIALS_DIRECTORY", &credentials_dir)]), Ok("from-credentials".to_owned()));
     assert_eq!(password(&[("FIELDPOST_MQTT__PASSWORD", "from-variable")]), Ok("from-variable".to_owned()));
@@ -923,6 +1002,10 @@ fn the_effective_configuration_reads_well() {
 # username is not set: none is sent
 # password_file is not set: none is sent
 # password = ***                             # from FIELDPOST_REDIS__PASSWORD
+# ca_file is not set: those that the system trusts
+# cert_file is not set: the agent shows none
+# key_file is not set: the agent shows no certificate
+# key_password_file is not set: none is sent
 channel = "events:{source_type}:{source_id}" # default
 ping_after = "durable"                       # default
 queue = 7                                    # line 4
@@ -1034,7 +1117,10 @@ fn the_example_file_is_the_defaults() {
 fn the_example_file_loads_with_every_key_in_use() {
     let in_use: String = render::example_file(&declared())
         .lines()
-        .filter(|line| !line.contains("password_file"))
+        // Files that are not there, and what is of use only with them.
+        .filter(|line| {
+            !["_file =", "#username =", "#sasl_mechanism ="].iter().any(|word| line.contains(word))
+        })
         .map(|line| match line.strip_prefix('#') {
             Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => format!("{key}\n"),
             _ => format!("{line}\n"),

@@ -126,7 +126,7 @@ impl<P: Producer> Drain<P> {
         self.state = State::Flowing;
     }
 
-    fn forget_transaction(&mut self) {
+    pub(super) fn forget_transaction(&mut self) {
         if let Some(transaction) = &mut self.transaction {
             transaction.end();
             transaction.pings.clear();

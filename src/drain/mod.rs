@@ -271,6 +271,7 @@ impl<P: Producer> Drain<P> {
         loop {
             let is_reported = self.collect() | self.step_ended()?;
             self.commit_if_due();
+            self.renew()?;
             let is_sent = match self.state {
                 State::Flowing => self.fill().await?,
                 State::Settling => self.settle()?,
@@ -613,12 +614,51 @@ impl<P: Producer> Drain<P> {
     /// The producer is of no more use.
     fn start_afresh(&mut self, fatal: Fatal) -> Result<(), DrainError> {
         self.refuse_twin(fatal)?;
-        self.producer.restart()?;
+        match self.producer.restart() {
+            // The broken one stays for now, and is found broken again after the pause.
+            Err(error) if error.class() == Class::Retry => {
+                if let Some(suppressed) = self.refusal_logs.failed.allow() {
+                    tracing::error!(%error, suppressed, "waiting for the file to be mended");
+                }
+            }
+            restarted => restarted?,
+        }
         if let Some(transaction) = &mut self.transaction {
             transaction.is_opened = false;
         }
         self.rewind();
         self.pause_until_tried_again();
+        Ok(())
+    }
+
+    /// Puts the successor in place that was made from changed files. Between two hand-overs, or two transactions, nothing
+    /// is in flight, so that nothing goes out twice. On a link that is down nothing will be confirmed any more: then what is
+    /// in flight goes out again.
+    fn renew(&mut self) -> Result<(), DrainError> {
+        let is_up = self.stats.kafka.get() == LinkState::Up;
+        let is_busy = self.window.open() > 0 || self.is_in_transaction();
+        let is_idle = matches!(self.state, State::Flowing) && !is_busy;
+        // Opened by files that have changed since, it may never come to an end.
+        let is_opening = matches!(self.state, State::Stepping(Step::Open));
+        if !self.producer.has_successor() || (is_up && !is_idle && !is_opening) {
+            return Ok(());
+        }
+        match self.producer.restart() {
+            // Changed once more: has to be looked at again.
+            Err(error) if error.class() == Class::Retry => return Ok(()),
+            restarted => restarted?,
+        }
+        tracing::info!(in_flight = self.window.open(), "the Kafka producer was made anew from changed files");
+        self.forget_transaction();
+        if let Some(transaction) = &mut self.transaction {
+            transaction.is_opened = false;
+        }
+        if is_busy || matches!(self.state, State::Settling) {
+            self.rewind();
+        }
+        if is_busy || !matches!(self.state, State::Waiting(_)) {
+            self.go_on();
+        }
         Ok(())
     }
 

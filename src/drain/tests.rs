@@ -38,6 +38,8 @@ struct Script {
     reports: Vec<Report>,
     fatal: Option<Fatal>,
     restarts: usize,
+    /// A successor made from changed files stands ready.
+    has_successor: bool,
     queue_max: usize,
     /// Dead letters that were sent: id, code and original topic.
     letters: Vec<[String; 3]>,
@@ -203,9 +205,14 @@ impl Producer for Scripted {
         self.reported.notify_one();
     }
 
+    fn has_successor(&mut self) -> bool {
+        self.with(|script| script.has_successor)
+    }
+
     fn restart(&mut self) -> Result<(), ProducerError> {
         self.with(|script| {
             script.fatal = None;
+            script.has_successor = false;
             script.restarts += 1;
             script.reports.clear();
             script.held.clear();
@@ -799,4 +806,67 @@ async fn at_most_once_counts_what_it_read_and_could_not_send() {
         })
         .await;
     assert_eq!((cursor, stats.kafka_lost.get()), (Seq(10), 10));
+}
+
+#[tokio::test]
+async fn a_successor_takes_over_between_two_hand_overs() {
+    let bench = Bench::new();
+    bench.append(1..=3).await;
+    bench.fates(&[(2, Fate::Hold)]);
+    let (cursor, stats) = bench
+        .run(Delivery::AtLeastOnce, async |bench| {
+            bench.producer.until(|script| script.held.len() == 1).await;
+            bench.producer.with(|script| script.has_successor = true);
+            bench.producer.reported.notify_one();
+            // 4 goes out once 2 has been waited for long enough, still by the old one.
+            bench.append(4..=4).await;
+            bench.producer.until(|script| script.delivered.contains(&"4".to_owned())).await;
+            bench.producer.with(|script| assert_eq!(script.restarts, 0, "2 is in flight"));
+            bench.producer.release();
+            bench.producer.until(|script| script.restarts == 1).await;
+            bench.append(5..=5).await;
+            bench.producer.until(|script| script.delivered.len() == 5).await;
+        })
+        .await;
+    assert_eq!((cursor, stats.kafka_out.get(), stats.kafka_rewinds.get()), (Seq(5), 5, 0));
+}
+
+#[tokio::test]
+async fn a_successor_sends_again_what_a_dead_link_kept() {
+    let bench = Bench::new();
+    bench.append(1..=3).await;
+    bench.fates(&[(2, Fate::Hold), (3, Fate::Hold)]);
+    let (cursor, stats) = bench
+        .run(Delivery::AtLeastOnce, async |bench| {
+            // The report on 1 says that the link is up: it has to be through.
+            bench.producer.until(|script| script.held.len() == 2 && bench.stats.kafka_out.get() == 1).await;
+            bench.stats.kafka.set(LinkState::Down);
+            bench.producer.with(|script| script.has_successor = true);
+            bench.producer.reported.notify_one();
+            bench.producer.until(|script| script.delivered.len() == 3).await;
+            bench.producer.with(|script| assert_eq!(script.delivered, ids(1..=3)));
+        })
+        .await;
+    assert_eq!((cursor, stats.kafka_rewinds.get()), (Seq(3), 1));
+}
+
+#[tokio::test]
+async fn a_successor_takes_over_between_two_transactions() {
+    let bench = Bench::new();
+    bench.append(1..=10).await;
+    let (cursor, stats) = bench
+        .run(Delivery::ExactlyOnce, async |bench| {
+            bench.producer.until(|script| !script.transactions.open.is_empty()).await;
+            bench.producer.with(|script| script.has_successor = true);
+            bench.producer.reported.notify_one();
+            bench.producer.until(|script| script.restarts == 1).await;
+            bench.producer.with(|script| {
+                assert_eq!(script.transactions.committed_ids(), ids(1..=10), "committed before");
+                assert!(!script.transactions.steps.contains(&Step::Abort));
+            });
+            bench.append(11..=20).await;
+            bench.producer.until(|script| script.transactions.committed_ids() == ids(1..=20)).await;
+        })
+        .await;
+    assert_eq!((cursor, stats.kafka_out.get(), stats.kafka_rewinds.get()), (Seq(20), 20, 0));
 }

@@ -9,7 +9,7 @@ use rumqttc::{mqttbytes, v5};
 use thiserror::Error;
 use tokio::time::timeout_at;
 
-use super::mqtt::{Options, Protocol};
+use super::mqtt::{Login, Options, Protocol};
 
 /// Why the broker would not let the agent in. The message says what to look at.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -21,6 +21,12 @@ pub enum ProbeError {
     /// No answer in time: try again, or with a longer time-out.
     #[error("no answer within {} ms; does the port of mqtt.url speak MQTT without TLS?", .0.as_millis())]
     NoAnswer(Duration),
+    /// No TLS: a human is needed.
+    #[error("no TLS: {0}")]
+    Tls(String),
+    /// A file of the password or of TLS cannot be used: a human is needed.
+    #[error("{0}")]
+    File(String),
     /// The broker said no: a human is needed.
     #[error("the broker refuses: {0}")]
     Refused(String),
@@ -49,8 +55,12 @@ async fn probe_v5(options: &Options, client_id: String) -> Result<(), ProbeError
     use v5::mqttbytes::v5::{ConnectReturnCode, Packet};
     let mut connect = v5::MqttOptions::new(client_id, options.host.clone(), options.port);
     connect.set_clean_start(true).set_keep_alive(Duration::from_secs(5));
-    if let Some(username) = &options.username {
-        connect.set_credentials(username, password(options));
+    let access = options.access().map_err(|error| ProbeError::File(error.to_string()))?;
+    if let Some(Login { username, password }) = access.login {
+        connect.set_credentials(username, password.reveal());
+    }
+    if let Some(connector) = access.connector {
+        connect.set_transport(rumqttc::Transport::tls_with_config(connector.into()));
     }
     let (client, mut events) = v5::AsyncClient::new(connect, 1);
     loop {
@@ -66,7 +76,7 @@ async fn probe_v5(options: &Options, client_id: String) -> Result<(), ProbeError
                     other => format!("{other:?}"),
                 }));
             }
-            Err(error) => return Err(ProbeError::Unreachable(cause(&error))),
+            Err(error) => return Err(unreachable(options, &error)),
         }
     }
     // The answer is known; whether the goodbye arrives changes nothing.
@@ -79,8 +89,12 @@ async fn probe_v4(options: &Options, client_id: String) -> Result<(), ProbeError
     use mqttbytes::v4::{ConnectReturnCode, Packet};
     let mut connect = rumqttc::MqttOptions::new(client_id, options.host.clone(), options.port);
     connect.set_clean_session(true).set_keep_alive(Duration::from_secs(5));
-    if let Some(username) = &options.username {
-        connect.set_credentials(username, password(options));
+    let access = options.access().map_err(|error| ProbeError::File(error.to_string()))?;
+    if let Some(Login { username, password }) = access.login {
+        connect.set_credentials(username, password.reveal());
+    }
+    if let Some(connector) = access.connector {
+        connect.set_transport(rumqttc::Transport::tls_with_config(connector.into()));
     }
     let (client, mut events) = rumqttc::AsyncClient::new(connect, 1);
     loop {
@@ -97,7 +111,7 @@ async fn probe_v4(options: &Options, client_id: String) -> Result<(), ProbeError
                     other => format!("{other:?}"),
                 }));
             }
-            Err(error) => return Err(ProbeError::Unreachable(cause(&error))),
+            Err(error) => return Err(unreachable(options, &error)),
         }
     }
     let _ = client.try_disconnect();
@@ -118,8 +132,13 @@ fn not_authorized(options: &Options) -> String {
     }
 }
 
-fn password(options: &Options) -> &str {
-    options.password.as_ref().map_or("", |password| password.reveal())
+/// Why there is no connection, and what to do if that is for TLS.
+fn unreachable(options: &Options, error: &dyn std::error::Error) -> ProbeError {
+    let said = error.to_string();
+    match options.tls.as_ref().and_then(|tls| tls.remedy(&said, "mqtt", &options.host)) {
+        Some(remedy) => ProbeError::Tls(remedy),
+        _ => ProbeError::Unreachable(cause(error)),
+    }
 }
 
 /// The innermost message: what the system or the protocol said, without the library's wrapping.
@@ -138,7 +157,7 @@ mod tests {
 
     use super::*;
     use crate::ingest::mqtt::Qos;
-    use crate::secret::Secret;
+    use crate::secret::{Password, Secret};
 
     fn options(port: u16, protocol: Protocol) -> Options {
         Options {
@@ -147,6 +166,7 @@ mod tests {
             client_id: "the-live-session".to_owned(),
             username: None,
             password: None,
+            tls: None,
             topics: Vec::new(),
             qos: Qos::AtLeastOnce,
             protocol,
@@ -167,7 +187,7 @@ mod tests {
         let mut options = options(listener.local_addr().unwrap().port(), protocol);
         if login {
             options.username = Some("gw".to_owned());
-            options.password = Some(Secret::new("hush"));
+            options.password = Some(Password::Given(Secret::new("hush")));
         }
         let broker = async {
             let (mut peer, _) = listener.accept().await.unwrap();

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use memchr::memmem;
 use rdkafka::ClientContext;
+use rdkafka::client::OAuthToken;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
@@ -21,10 +22,10 @@ use rdkafka::producer::{
 };
 use tokio::sync::Notify;
 
+use super::kafka_security::{Changes, Security};
 use super::transaction::{Step, StepEnd, StepError};
 use super::{Fatal, Outcome, Producer, ProducerError, Record, Rejection, Report, SendError};
 use crate::log::Limited;
-use crate::secret::Secret;
 use crate::stats::{LinkState, Stats};
 
 mod transactions;
@@ -59,8 +60,8 @@ pub struct Options {
     pub leaves_out_rejected: bool,
     /// Set for exactly once.
     pub transactional: Option<Transactional>,
-    /// Properties that are secret, by librdkafka's names (`sasl.password`, `ssl.key.password`).
-    pub secrets: Vec<(&'static str, Secret)>,
+    /// TLS and the login.
+    pub security: Security,
 }
 
 /// What makes a producer transactional.
@@ -106,8 +107,8 @@ const DEFAULT_PROPERTIES: [(&str, &str); 5] = [
 /// How often it is said that Kafka refuses the agent: the client tries again without end.
 const REFUSED_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How the brokers are reached, for any kind of client.
-fn connection_config(options: &Options) -> ClientConfig {
+/// How the brokers are reached, for any kind of client. Reads the files of passwords and TLS.
+fn connection_config(options: &Options) -> Result<ClientConfig, ProducerError> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", &options.brokers).set("client.id", "fieldpost");
     for (name, value) in DEFAULT_PROPERTIES {
@@ -116,16 +117,17 @@ fn connection_config(options: &Options) -> ClientConfig {
     for (name, value) in &options.properties {
         config.set(name, value);
     }
-    for (name, value) in &options.secrets {
-        config.set(*name, value.reveal());
-    }
+    options.security.apply(&mut config)?;
     config.set_log_level(RDKafkaLogLevel::Info);
-    config
+    Ok(config)
 }
 
 /// The client configuration of the producer; `check` uses it too.
-pub(crate) fn client_config(options: &Options) -> ClientConfig {
-    let mut config = connection_config(options);
+///
+/// # Errors
+/// [`ProducerError::File`]: a file of a password or of TLS cannot be used.
+pub(crate) fn client_config(options: &Options) -> Result<ClientConfig, ProducerError> {
+    let mut config = connection_config(options)?;
     for (name, value) in OWN_PROPERTIES {
         config.set(name, value);
     }
@@ -151,7 +153,7 @@ pub(crate) fn client_config(options: &Options) -> ClientConfig {
             Compression::Zstd => "zstd",
         },
     );
-    config
+    Ok(config)
 }
 
 /// The producer behind [`Producer`].
@@ -159,6 +161,10 @@ pub struct KafkaProducer {
     options: Options,
     stats: Arc<Stats>,
     inner: Inner,
+    changes: Arc<Changes>,
+    /// Made from changed files, to take over once it is connected: files that do not work cost nothing but a line in
+    /// the log.
+    successor: Option<Inner>,
 }
 
 /// One librdkafka instance and what serves it.
@@ -166,6 +172,12 @@ struct Inner {
     polled: Polled,
     transactions: Option<Transactions>,
     shared: Arc<Shared>,
+}
+
+impl Inner {
+    fn is_up(&self) -> bool {
+        self.shared.is_up.load(Ordering::Relaxed)
+    }
 }
 
 impl std::fmt::Debug for KafkaProducer {
@@ -181,11 +193,16 @@ struct Shared {
     /// How the last step of a transaction ended.
     step: Mutex<Option<Result<StepEnd, StepError>>>,
     reported: Notify,
+    /// Not the successor: its link is the agent's.
+    is_in_use: AtomicBool,
+    is_up: AtomicBool,
 }
 
 struct Callbacks {
     shared: Arc<Shared>,
     stats: Arc<Stats>,
+    security: Security,
+    changes: Arc<Changes>,
     /// What librdkafka said last about a broker, for the line that says that the link is down.
     trouble: Mutex<String>,
     is_judged: AtomicBool,
@@ -199,22 +216,32 @@ impl KafkaProducer {
     /// [`ProducerError`]: librdkafka refuses a property.
     pub fn start(options: Options, stats: Arc<Stats>) -> Result<Self, ProducerError> {
         stats.kafka.set(LinkState::Down);
-        let inner = create(&options, &stats)?;
-        Ok(Self { options, stats, inner })
+        // Order: before the files are read; see `Watched::new`.
+        let changes = Arc::new(Changes::new(&options.security));
+        let inner = create(&options, &stats, &changes, true)?;
+        Ok(Self { options, stats, inner, changes, successor: None })
     }
 }
 
-fn create(options: &Options, stats: &Arc<Stats>) -> Result<Inner, ProducerError> {
-    let shared = Arc::new(Shared::default());
+fn create(
+    options: &Options,
+    stats: &Arc<Stats>,
+    changes: &Arc<Changes>,
+    is_in_use: bool,
+) -> Result<Inner, ProducerError> {
+    let shared = Arc::new(Shared { is_in_use: AtomicBool::new(is_in_use), ..Shared::default() });
     let callbacks = Callbacks {
         shared: Arc::clone(&shared),
         stats: Arc::clone(stats),
+        security: options.security.clone(),
+        changes: Arc::clone(changes),
         trouble: Mutex::default(),
         is_judged: AtomicBool::new(false),
         refused_log: Limited::new(REFUSED_LOG_INTERVAL),
     };
-    let producer =
-        client_config(options).create_with_context(callbacks).map_err(|e| ProducerError(e.to_string()))?;
+    let producer = client_config(options)?
+        .create_with_context(callbacks)
+        .map_err(|e| ProducerError::Setting(e.to_string()))?;
     let polled = Polled::start(producer)?;
     let transactions = options.transactional.clone().map(|transactional| {
         Transactions::start(options.clone(), transactional, Arc::clone(&polled.producer), Arc::clone(&shared))
@@ -253,7 +280,7 @@ impl Polled {
                 }
             }
         });
-        let thread = thread.map_err(|e| ProducerError(format!("cannot start a thread: {e}")))?;
+        let thread = thread.map_err(|e| ProducerError::Setting(format!("cannot start a thread: {e}")))?;
         Ok(Self { producer, is_ended, thread: Some(thread) })
     }
 
@@ -302,7 +329,10 @@ impl Producer for KafkaProducer {
     }
 
     async fn reported(&self) {
-        self.inner.shared.reported.notified().await;
+        tokio::select! {
+            () = self.inner.shared.reported.notified() => {}
+            () = self.changes.news.notified() => {}
+        }
     }
 
     fn fatal(&self) -> Option<Fatal> {
@@ -337,8 +367,34 @@ impl Producer for KafkaProducer {
 
     fn restart(&mut self) -> Result<(), ProducerError> {
         // Order: the new one first, so that a refusal leaves a producer in place; the old one is purged as it drops.
-        self.inner = create(&self.options, &self.stats)?;
+        let successor = self.successor.take_if(|successor| successor.is_up());
+        // A successor by transactions has only shown that the files work: its name would fence the one in use.
+        let inner = match successor.filter(|_| self.options.transactional.is_none()) {
+            Some(successor) => successor,
+            None => create(&self.options, &self.stats, &self.changes, true)?,
+        };
+        inner.shared.is_in_use.store(true, Ordering::Relaxed);
+        self.inner.shared.is_in_use.store(false, Ordering::Relaxed);
+        if inner.is_up() && self.stats.kafka.set(LinkState::Up) {
+            tracing::info!("Kafka link up");
+        }
+        self.inner = inner;
         Ok(())
+    }
+
+    fn has_successor(&mut self) -> bool {
+        if self.changes.take() {
+            tracing::info!("a file of the Kafka link changed: a producer is made from the new ones");
+            let options = Options { transactional: None, ..self.options.clone() };
+            self.successor = match create(&options, &self.stats, &self.changes, false) {
+                Ok(successor) => Some(successor),
+                Err(error) => {
+                    tracing::error!(%error, "changed files are of no use; the producer that is there stays");
+                    None
+                }
+            };
+        }
+        self.successor.as_ref().is_some_and(Inner::is_up)
     }
 
     fn close(mut self, timeout: Duration) {
@@ -408,6 +464,8 @@ fn is_misconfiguration(code: RDKafkaErrorCode) -> bool {
 }
 
 impl ClientContext for Callbacks {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         // Several lines a second in an outage: the link's change has been said once, the rest is for debugging.
         tracing::debug!(target: "librdkafka", severity = ?level, facility, "{message}");
@@ -417,6 +475,14 @@ impl ClientContext for Callbacks {
         // The one judge of the link: errors come several times in an outage, and also when only the first connection
         // to one broker was closed.
         let is_up = memmem::find(statistics, br#""state":"UP""#).is_some();
+        let was_up = self.shared.is_up.swap(is_up, Ordering::Relaxed);
+        if !self.shared.is_in_use.load(Ordering::Relaxed) {
+            if is_up && !was_up {
+                self.changes.news.notify_one();
+            }
+            return;
+        }
+        self.changes.look();
         let state = if is_up { LinkState::Up } else { LinkState::Down };
         let is_first = !self.is_judged.swap(true, Ordering::Relaxed);
         // A link that is down from the start has not changed and is worth a line all the same.
@@ -431,23 +497,32 @@ impl ClientContext for Callbacks {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::Fatal) => self.shared.reported.notify_one(),
-            Some(
-                RDKafkaErrorCode::Authentication
-                | RDKafkaErrorCode::SaslAuthenticationFailed
-                | RDKafkaErrorCode::SSL,
-            ) => {
-                if let Some(suppressed) = self.refused_log.allow() {
-                    tracing::error!(%error, reason, suppressed, "Kafka refuses the agent; see kafka.properties");
-                }
-            }
+        let code = error.rdkafka_error_code();
+        match code {
+            Some(RDKafkaErrorCode::Fatal) => return self.shared.reported.notify_one(),
             // Said in the line of the link's change; it comes again and again.
-            Some(RDKafkaErrorCode::AllBrokersDown) => {}
-            _ => {
-                reason.clone_into(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
-                tracing::debug!(%error, reason, "librdkafka");
-            }
+            Some(RDKafkaErrorCode::AllBrokersDown) => return,
+            _ => {}
         }
+        if !self.security.is_about(code, reason) {
+            reason.clone_into(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
+            return tracing::debug!(%error, reason, "librdkafka");
+        }
+        let Some(suppressed) = self.refused_log.allow() else { return };
+        let remedy = self.security.remedy(code, reason);
+        remedy.clone_into(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
+        if self.shared.is_in_use.load(Ordering::Relaxed) {
+            tracing::error!(reason, suppressed, "Kafka refuses the agent, or the agent Kafka: {remedy}");
+        } else {
+            tracing::error!(
+                reason,
+                suppressed,
+                "changed files do not open a link to Kafka, the old one stays: {remedy}"
+            );
+        }
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.security.token()
     }
 }

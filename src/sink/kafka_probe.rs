@@ -5,6 +5,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rdkafka::client::OAuthToken;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -12,6 +13,7 @@ use rdkafka::{ClientContext, metadata::Metadata};
 use thiserror::Error;
 
 use super::kafka::{self, Options};
+use super::kafka_security::Security;
 
 /// What Kafka said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub enum Topic {
         partitions: usize,
         /// Those among them that nobody leads and that take no records for now.
         leaderless: usize,
+        /// Replicas of the partition that has the fewest.
+        replicas: usize,
     },
 }
 
@@ -45,6 +49,12 @@ pub enum ProbeError {
     /// librdkafka does not take a property: a configuration error.
     #[error("{0}; see kafka.properties")]
     Property(String),
+    /// A file of a password or of TLS cannot be used: a human is needed.
+    #[error("{0}")]
+    File(String),
+    /// The agent does not trust Kafka, or Kafka does not let it in: a human is needed.
+    #[error("{0}")]
+    Refused(String),
     /// No broker answers: try again once they run.
     #[error("{0}; are the brokers running, and is kafka.brokers right?")]
     Unreachable(String),
@@ -63,7 +73,7 @@ pub enum ProbeError {
 /// # Errors
 /// [`ProbeError::Property`] names the property.
 pub fn validate(options: &Options) -> Result<(), ProbeError> {
-    client_config(options).create_native_config().map(drop).map_err(|error| property(&error))
+    client_config(options)?.create_native_config().map(drop).map_err(|error| property(&error))
 }
 
 /// Connects and reads the metadata of `topic`; none: its name depends on the event. Blocks for up to `timeout`.
@@ -71,9 +81,9 @@ pub fn validate(options: &Options) -> Result<(), ProbeError> {
 /// # Errors
 /// [`ProbeError`], as the sink would meet it.
 pub fn probe(options: &Options, topic: Option<&str>, timeout: Duration) -> Result<Found, ProbeError> {
-    let trouble = Trouble::default();
+    let trouble = Trouble::of(options);
     let consumer: BaseConsumer<Trouble> =
-        client_config(options).create_with_context(trouble.clone()).map_err(|error| property(&error))?;
+        client_config(options)?.create_with_context(trouble.clone()).map_err(|error| property(&error))?;
     let Some(topic) = topic else {
         let answered = consumer.client().fetch_cluster_id(timeout).is_some();
         return match answered {
@@ -93,8 +103,13 @@ fn unreachable(consumer: &BaseConsumer<Trouble>, trouble: &Trouble, timeout: Dur
     for _ in 0..EVENTS_MAX {
         let _ = consumer.poll(Duration::ZERO);
     }
-    let reason = trouble.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    ProbeError::Unreachable(reason.unwrap_or_else(|| format!("no answer within {} ms", timeout.as_millis())))
+    let said = trouble.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some((code, reason)) = &said.refused {
+        return ProbeError::Refused(trouble.security.remedy(*code, reason));
+    }
+    ProbeError::Unreachable(
+        said.other.unwrap_or_else(|| format!("no answer within {} ms", timeout.as_millis())),
+    )
 }
 
 /// More errors than a few brokers cause within the longest time-out anyone waits for.
@@ -108,7 +123,8 @@ fn described(metadata: &Metadata, name: &str) -> Result<Topic, ProbeError> {
         None | Some(RDKafkaErrorCode::LeaderNotAvailable) => {
             let partitions = topic.partitions();
             let leaderless = partitions.iter().filter(|partition| partition.leader() < 0).count();
-            Ok(Topic::Exists { partitions: partitions.len(), leaderless })
+            let replicas = partitions.iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
+            Ok(Topic::Exists { partitions: partitions.len(), leaderless, replicas })
         }
         Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
             Ok(Topic::Missing)
@@ -124,10 +140,10 @@ fn described(metadata: &Metadata, name: &str) -> Result<Topic, ProbeError> {
 }
 
 /// The producer's own configuration: what it would meet, this meets.
-fn client_config(options: &Options) -> ClientConfig {
-    let mut config = kafka::client_config(options);
+pub(super) fn client_config(options: &Options) -> Result<ClientConfig, ProbeError> {
+    let mut config = kafka::client_config(options).map_err(|error| ProbeError::File(error.to_string()))?;
     config.set("allow.auto.create.topics", "false");
-    config
+    Ok(config)
 }
 
 /// librdkafka's own words, which name the property, without their wrapping.
@@ -139,22 +155,50 @@ fn property(error: &KafkaError) -> ProbeError {
 }
 
 /// Remembers why connections failed: callers of librdkafka just hear of a time-out.
+#[derive(Clone)]
+pub(super) struct Trouble {
+    security: Security,
+    said: Arc<Mutex<Said>>,
+}
+
+impl Trouble {
+    pub(super) fn of(options: &Options) -> Self {
+        Self { security: options.security.clone(), said: Arc::default() }
+    }
+}
+
 #[derive(Clone, Default)]
-struct Trouble(Arc<Mutex<Option<String>>>);
+struct Said {
+    /// About TLS or the login, with its code.
+    refused: Option<(Option<RDKafkaErrorCode>, String)>,
+    other: Option<String>,
+}
 
 impl ClientContext for Trouble {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     /// Kept silent: what matters comes as an error, too.
     fn log(&self, _level: RDKafkaLogLevel, _facility: &str, _message: &str) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code();
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.security.is_about(code, reason) {
+            said.refused = Some((code, reason.to_owned()));
+            return;
+        }
         // "1/1 brokers are down" says less than the error before it.
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+        if code == Some(RDKafkaErrorCode::AllBrokersDown) {
             return;
         }
         // "host:port/bootstrap: Connect to ipv4#host:port failed: Connection refused (after 0ms in state CONNECT)"
         let reason = reason.split_once("/bootstrap: ").map_or(reason, |(_, reason)| reason);
         let reason = reason.split_once(" (after ").map_or(reason, |(reason, _)| reason);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        said.other = Some(reason.to_owned());
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.security.token()
     }
 }
 
@@ -176,7 +220,7 @@ mod tests {
             record_bytes_max: 1 << 20,
             leaves_out_rejected: false,
             transactional: None,
-            secrets: Vec::new(),
+            security: Security::default(),
         }
     }
 
@@ -200,7 +244,7 @@ mod tests {
         cluster.create_topic("fieldpost", 3, 2).unwrap();
         let options = options(&cluster.bootstrap_servers());
         let timeout = Duration::from_secs(20);
-        let exists = Topic::Exists { partitions: 3, leaderless: 0 };
+        let exists = Topic::Exists { partitions: 3, leaderless: 0, replicas: 2 };
         assert_eq!(probe(&options, Some("fieldpost"), timeout), Ok(Found { brokers: 2, topic: exists }));
         assert_eq!(probe(&options, None, timeout), Ok(Found { brokers: 0, topic: Topic::PerEvent }));
     }

@@ -11,6 +11,8 @@ use crate::error::Class;
 
 pub mod kafka;
 pub mod kafka_probe;
+pub mod kafka_security;
+pub mod kafka_settings;
 pub mod record;
 pub mod redis;
 pub mod registry;
@@ -115,15 +117,25 @@ pub struct Report {
     pub outcome: Outcome,
 }
 
-/// A producer cannot be made or made again: a setting that librdkafka refuses. Class: fatal.
+/// A producer cannot be made or made again.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("the Kafka producer cannot be started: {0}")]
-pub struct ProducerError(pub String);
+#[non_exhaustive]
+pub enum ProducerError {
+    /// A setting that librdkafka refuses: end.
+    #[error("the Kafka producer cannot be started: {0}")]
+    Setting(String),
+    /// A file of a password or of TLS cannot be used: at the start end, later try again once it was mended.
+    #[error("the Kafka producer cannot be started: {0}")]
+    File(String),
+}
 
 impl ProducerError {
     /// The caller's reaction.
     pub fn class(&self) -> Class {
-        Class::Fatal
+        match self {
+            Self::Setting(_) => Class::Fatal,
+            Self::File(_) => Class::Retry,
+        }
     }
 }
 
@@ -173,7 +185,11 @@ pub trait Producer: Send {
     /// Gives up everything that waits or is in flight; each record is reported as failed.
     fn purge(&mut self);
 
-    /// Throws everything queued away without a report and starts afresh.
+    /// Whether a successor made from changed files is connected, which [`Producer::restart`] puts in place. Makes one
+    /// when a file has changed; [`Producer::reported`] returns when there is something new to ask for.
+    fn has_successor(&mut self) -> bool;
+
+    /// Throws everything queued away without a report and starts afresh, with the successor if there is one.
     ///
     /// # Errors
     /// [`ProducerError`].

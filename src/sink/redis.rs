@@ -8,11 +8,12 @@
 //! ```text
 //!             answered                      error, time-out, closed
 //! Connecting ──────────> Connected ─────────────────────────────────> Waiting ──> Connecting
-//!     └── error, time-out ───────────────────────────────────────────────┘ (backoff; refused credentials: slower)
+//!     └── error, time-out ───────────────────────────────────────────────┘ (backoff; what a human must mend: slower)
 //! ```
 //!
-//! Nothing is sent on an idle link and no timer runs: a peer that closes is noticed at once, one that vanished at the
-//! next ping. A user for the agent needs `+ping +publish &events:*`, and `+select` with `redis.database`.
+//! Nothing is sent on an idle link and no timer runs, unless there are files to look after: a peer that closes is noticed
+//! at once, one that vanished at the next ping. When a file of a password or certificate changed, a new connection takes
+//! the old one's place, if it can be made. A user for the agent needs `+ping +publish &events:*`, and `+select` with `redis.database`.
 //! Not promised: that anybody listens, and an answer per ping after a broken pipeline (all of it counts as dropped).
 
 pub mod subscription;
@@ -20,6 +21,7 @@ pub mod subscription;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,21 +32,23 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::error::Class;
+use crate::files::{self, Watched};
 use crate::log::Limited;
 use crate::ping::Ping;
-use crate::secret::Secret;
+use crate::secret::Password;
 use crate::stats::{LinkState, Stats};
+use crate::tls::{self, TlsError};
 
 /// Most pings in one pipeline: a few hundred fill a network packet many times over, more only delays the first answer.
 const BATCH_MAX: usize = 512;
 /// First and longest wait before a reconnect; a link that lasted for the longest wait starts again at the first.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-/// The same after refused credentials, which only a human mends.
+/// The same after refused credentials and certificates, which only a human mends.
 const RECONNECT_DENIED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// Longest quote of what Redis answered, in bytes.
 const ANSWER_BYTES_MAX: usize = 200;
@@ -57,17 +61,25 @@ pub struct Options {
     /// Port.
     pub port: u16,
     /// TLS (`rediss://`), server name verified.
-    pub tls: bool,
+    pub tls: Option<tls::Options>,
     /// Database number; PUBLISH does not depend on it, ACLs of some set-ups do.
     pub database: i64,
     /// ACL user.
     pub username: Option<String>,
-    /// Password.
-    pub password: Option<Secret>,
+    /// Password; read whenever a connection is made.
+    pub password: Option<Password>,
     /// Most pings waiting; one more is dropped and counted.
     pub queue_max: usize,
     /// Longest wait for a connection or for the answer to one pipeline.
     pub timeout: Duration,
+}
+
+impl Options {
+    /// The files that are read for each connection.
+    fn files(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        let password = self.password.as_ref().and_then(Password::path).map(PathBuf::from);
+        self.tls.iter().flat_map(tls::Options::paths).chain(password)
+    }
 }
 
 /// Why Redis could not be pinged. Class: always [`Class::Retry`]; the pings concerned are dropped and counted.
@@ -84,14 +96,18 @@ pub enum RedisError {
         /// What the system said.
         source: io::Error,
     },
-    /// No TLS: the certificate is not trusted, is for another name, or the peer does not speak TLS. Reconnect later.
-    #[error("no TLS with {host}: {source}")]
+    /// No TLS: the certificate is not trusted, is for another name, or the peer does not speak TLS: a human is needed.
+    /// Reconnect slowly.
+    #[error("no TLS with {host}: {reason}")]
     Tls {
         /// `redis.url`; the name that the certificate must be for.
         host: String,
-        /// What the TLS library said.
-        source: tokio_native_tls::native_tls::Error,
+        /// What the TLS library said, and what to do about it where that is known.
+        reason: String,
     },
+    /// A file of a password or of TLS cannot be used: a human is needed. Reconnect slowly, or when it changed.
+    #[error("{0}; see {1}")]
+    File(TlsError, &'static str),
     /// Redis did not answer in time. Reconnect.
     #[error("no answer within {} ms (redis.timeout)", .after.as_millis())]
     NoAnswer {
@@ -135,8 +151,9 @@ impl RedisError {
         Self::Lost { reason: "closed by Redis".to_owned() }
     }
 
+    /// Whether only a human mends it.
     fn is_denied(&self) -> bool {
-        matches!(self, Self::Denied { .. })
+        matches!(self, Self::Denied { .. } | Self::Tls { .. } | Self::File(..))
     }
 
     /// What an error answer to `command` means.
@@ -207,9 +224,7 @@ impl Connection {
         let login = options.username.is_some() || options.password.is_some();
         let answer = self.tell(&redis::cmd("PING")).await.map_err(|error| match error {
             // What OpenSSL says of the alert is lost on the way through the client.
-            RedisError::Lost { reason } if options.tls => RedisError::Lost {
-                reason: format!("{reason} right after the TLS handshake, perhaps for want of a client certificate (tls-auth-clients)"),
-            },
+            RedisError::Lost { reason } => RedisError::Lost { reason: after_handshake(reason, options) },
             error => error,
         });
         match answer? {
@@ -220,9 +235,10 @@ impl Connection {
         }
         if login {
             // A user without a password (`nopass`) takes any.
-            let password = options.password.as_ref().map_or("", Secret::reveal);
+            let password = options.password.as_ref().map(Password::read).transpose();
+            let password = password.map_err(|error| RedisError::File(error.into(), "redis.password_file"))?;
             let mut auth = redis::cmd("AUTH");
-            auth.arg(&options.username).arg(password);
+            auth.arg(&options.username).arg(password.as_ref().map_or("", |password| password.reveal()));
             refused("AUTH", &self.tell(&auth).await?)?;
         }
         if options.database != 0 {
@@ -295,14 +311,31 @@ async fn stream(options: &Options) -> Result<Box<dyn Stream>, RedisError> {
     let connect = |source| RedisError::Connect { host: host.clone(), port: *port, source };
     let tcp = TcpStream::connect((host.as_str(), *port)).await.map_err(connect)?;
     tcp.set_nodelay(true).map_err(connect)?;
-    if !options.tls {
-        return Ok(Box::new(tcp));
-    }
-    let tls = |source| RedisError::Tls { host: host.clone(), source };
-    // Made anew each time: certificates that the system has got since the agent started count too.
-    let connector = tokio_native_tls::native_tls::TlsConnector::new().map_err(tls)?;
-    let stream = tokio_native_tls::TlsConnector::from(connector).connect(host, tcp).await.map_err(tls)?;
+    let Some(tls) = &options.tls else { return Ok(Box::new(tcp)) };
+    // Made anew each time: what has changed since the last one counts.
+    let connector = tls
+        .connector()
+        .map_err(|error| RedisError::File(error, "redis.ca_file, redis.cert_file, redis.key_file"))?;
+    let stream = tokio_native_tls::TlsConnector::from(connector).connect(host, tcp).await;
+    let stream = stream.map_err(|error| {
+        let said = error.to_string();
+        let reason = tls.remedy(&said, "redis", host).unwrap_or(said);
+        RedisError::Tls { host: host.clone(), reason }
+    })?;
     Ok(Box::new(stream))
+}
+
+/// Why a connection ended whose TLS handshake had succeeded: with TLS 1.3 a server looks at the client's certificate
+/// only then, and what OpenSSL says of it may be lost on the way through the client.
+fn after_handshake(reason: String, options: &Options) -> String {
+    let Some(tls) = &options.tls else { return reason };
+    let remedy = tls.remedy(&reason, "redis", &options.host).filter(|_| reason.contains("alert"));
+    remedy.unwrap_or_else(|| {
+        format!(
+            "{reason} right after the TLS handshake: Redis may want a client certificate that it trusts; see \
+             redis.cert_file and redis.key_file"
+        )
+    })
 }
 
 async fn within<T>(
@@ -326,6 +359,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), Infallible> {
     let mut sink = Sink {
+        watched: Watched::new(options.files()),
         options: Arc::new(options),
         pings,
         stats,
@@ -366,6 +400,8 @@ enum Said {
 
 struct Sink {
     options: Arc<Options>,
+    /// The files that the options name.
+    watched: Watched,
     pings: mpsc::Receiver<Ping>,
     stats: Arc<Stats>,
     stop: CancellationToken,
@@ -377,6 +413,8 @@ struct Sink {
 impl Sink {
     async fn connecting(&mut self) -> State {
         let options = Arc::clone(&self.options);
+        // Order: looked at before they are read; see `Watched::new`.
+        self.watched.is_changed();
         // Boxed: what a handshake needs is given back once the link is up.
         let open = Box::pin(async move { Connection::open(&options).await });
         match self.discarding(open).await {
@@ -391,9 +429,30 @@ impl Sink {
     }
 
     async fn waiting(&mut self, delay: Duration) -> State {
-        match self.discarding(tokio::time::sleep(delay)).await {
-            None => State::Stopped,
-            Some(()) => State::Connecting,
+        let end = Instant::now() + delay;
+        loop {
+            let look = Instant::now() + files::LOOK_INTERVAL;
+            match self.discarding(tokio::time::sleep_until(end.min(look))).await {
+                None => return State::Stopped,
+                // Whoever mends a password should not have to wait for the end of a long pause.
+                Some(()) if Instant::now() >= end || self.watched.is_changed() => return State::Connecting,
+                Some(()) => {}
+            }
+        }
+    }
+
+    /// After a file changed: a connection by the new ones, if that works. Pings wait meanwhile, for at most
+    /// `redis.timeout`.
+    async fn renewed(&mut self, connection: Connection) -> Connection {
+        match Box::pin(Connection::open(&self.options)).await {
+            Ok(renewed) => {
+                tracing::info!("Redis link made anew from changed files");
+                renewed
+            }
+            Err(error) => {
+                tracing::error!(%error, "changed files do not open a link to Redis; the one that is open stays");
+                connection
+            }
         }
     }
 
@@ -419,11 +478,19 @@ impl Sink {
 
     async fn connected(&mut self, mut connection: Connection) -> State {
         let mut batch = Vec::with_capacity(BATCH_MAX);
+        let mut look = tokio::time::interval(files::LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
                 () = &mut connection.driver => return self.lost(&connection, &RedisError::closed()),
+                _ = look.tick(), if !self.watched.is_empty() => {
+                    if self.watched.is_changed() {
+                        connection = self.renewed(connection).await;
+                    }
+                    continue;
+                }
                 taken = self.pings.recv_many(&mut batch, BATCH_MAX) => if taken == 0 { break },
             }
             if let Err(error) = self.publish(&mut connection, &batch).await {
@@ -481,7 +548,7 @@ impl Sink {
         self.stats.redis.set(LinkState::Up);
         if self.said != Said::Up {
             let Options { host, port, tls, .. } = &*self.options;
-            tracing::info!(host, port, tls, "Redis link up");
+            tracing::info!(host, port, tls = tls.is_some(), "Redis link up");
             self.said = Said::Up;
         }
     }
@@ -493,7 +560,7 @@ impl Sink {
         if self.said == news {
             tracing::debug!(%error, dropped, "Redis link still down");
         } else if news == Said::Denied {
-            tracing::error!(%error, dropped, "Redis link down: pings are dropped until Redis permits them");
+            tracing::error!(%error, dropped, "Redis link down: pings are dropped until somebody mends it");
         } else {
             tracing::warn!(%error, dropped, "Redis link down: pings are dropped until it is back");
         }

@@ -12,6 +12,7 @@
 )]
 
 mod buffer;
+mod check;
 mod crash;
 mod dead_letter;
 mod demo;
@@ -26,5 +27,6 @@ mod pace;
 mod poison;
 mod process;
 mod redis;
+mod security;
 mod services_obey;
 mod unix;

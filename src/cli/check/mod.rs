@@ -4,6 +4,7 @@
 
 mod finding;
 mod probes;
+mod topic;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -126,7 +127,11 @@ fn configuration(Loaded { config, effective }: &Loaded, file: Option<&str>) -> V
     if let Some(kafka) = &config.kafka
         && let Err(error) = kafka_probe::validate(kafka)
     {
-        findings.push(Finding::fail(Area::Config, exit::CONFIG, error.to_string()).about("kafka.properties"));
+        let key = match error {
+            kafka_probe::ProbeError::File(_) => "kafka",
+            _ => "kafka.properties",
+        };
+        findings.push(Finding::fail(Area::Config, exit::CONFIG, error.to_string()).about(key));
     }
     findings.extend(doubts(config, effective));
     findings
@@ -138,6 +143,11 @@ fn doubts(config: &Config, effective: &[crate::config::Effective]) -> Vec<Findin
     if config.mqtt.is_none() && config.unix.is_none() {
         let message = "no input is configured: set mqtt.url or unix.path, or nothing will ever come in";
         findings.push(Finding::warn(Area::Config, message).about("mqtt.url"));
+    }
+    if config.kafka.as_ref().is_some_and(|kafka| kafka.security.tells_password()) {
+        let message = "Kafka gets the password or token as it is, for everybody on the line to read: set kafka.tls = true, or \
+                       use a SCRAM mechanism";
+        findings.push(Finding::warn(Area::Config, message).about("kafka.tls"));
     }
     let by_host = effective
         .iter()

@@ -9,7 +9,8 @@ use crate::config::units::about_bytes;
 use crate::config::{Config, Redis};
 use crate::event::{Event, EventId, LOSS_TYPE, OWN_SOURCE_TYPE, Payload, Stamp};
 use crate::ingest::{mqtt, mqtt_probe, unix_probe};
-use crate::sink::{kafka, kafka_probe, redis};
+use crate::sink::record::Timestamp;
+use crate::sink::{kafka, kafka_probe, kafka_settings, redis};
 
 /// Everything that is configured; `say` hears each finding as soon as it is known.
 pub(super) fn all(config: &Config, timeout: Duration, say: &mut impl FnMut(Finding)) {
@@ -136,7 +137,7 @@ fn kafka(config: &Config, timeout: Duration) -> Vec<Finding> {
     }
     let mut findings = Vec::new();
     for (name, key) in topics {
-        findings.extend(topic(options, name, key, timeout));
+        findings.extend(topic(options, name, key, records.timestamp, timeout));
         if findings.iter().any(|finding| !matches!(finding.level, Level::Ok | Level::Warn)) {
             break;
         }
@@ -145,13 +146,19 @@ fn kafka(config: &Config, timeout: Duration) -> Vec<Finding> {
 }
 
 /// Asks for a topic, which `key` names.
-fn topic(options: &kafka::Options, name: Option<&str>, key: &str, timeout: Duration) -> Vec<Finding> {
+fn topic(
+    options: &kafka::Options,
+    name: Option<&str>,
+    key: &str,
+    timestamp: Timestamp,
+    timeout: Duration,
+) -> Vec<Finding> {
     let (brokers, topic) = (&options.brokers, name.unwrap_or_default());
     let found = match kafka_probe::probe(options, name, timeout) {
         Ok(found) => found,
         // Said already where the configuration was looked at.
-        Err(kafka_probe::ProbeError::Property(_)) => {
-            return vec![Finding::skip(Area::Kafka, "not asked because of kafka.properties")];
+        Err(kafka_probe::ProbeError::Property(_) | kafka_probe::ProbeError::File(_)) => {
+            return vec![Finding::skip(Area::Kafka, "not asked: its configuration is of no use")];
         }
         Err(error) => {
             let key = match error {
@@ -175,7 +182,7 @@ fn topic(options: &kafka::Options, name: Option<&str>, key: &str, timeout: Durat
             );
             vec![Finding::warn(Area::Kafka, message).about(key)]
         }
-        kafka_probe::Topic::Exists { partitions, leaderless } => {
+        kafka_probe::Topic::Exists { partitions, leaderless, replicas } => {
             let plural = if partitions == 1 { "" } else { "s" };
             let message = format!("{brokers}: topic {topic}, {partitions} partition{plural}");
             let mut findings = vec![Finding::ok(Area::Kafka, message)];
@@ -185,6 +192,13 @@ fn topic(options: &kafka::Options, name: Option<&str>, key: &str, timeout: Durat
                      records until their brokers are back"
                 );
                 findings.push(Finding::warn(Area::Kafka, message).about(key));
+            }
+            match kafka_settings::settings(options, topic, timeout) {
+                Some(settings) => findings.extend(super::topic::findings(options, topic, timestamp, &settings, replicas)),
+                None => findings.push(Finding::skip(
+                    Area::Kafka,
+                    format!("{brokers}: topic {topic}: its settings are not told; DESCRIBE_CONFIGS would let check compare them"),
+                )),
             }
             findings
         }

@@ -4,27 +4,28 @@ use std::time::Duration;
 
 use super::super::parse;
 use super::super::reader::{Key, Reader};
-use super::{WHEN_FULL, ms, secs, size, username};
+use super::{WHEN_FULL, ms, secs, security, size, username};
 use crate::buffer::WhenFull;
 use crate::config::Agent;
 use crate::ingest::topic::TopicTemplate;
 use crate::ingest::{mqtt, unix};
-use crate::secret::Secret;
+use crate::secret::Password;
 
 /// The MQTT input without what the limits leave it and without its policy.
 pub(super) fn mqtt(r: &mut Reader, agent: &Agent) -> Option<mqtt::Options> {
     r.section("mqtt", "Input: a client of the gateway's MQTT broker. Off without `url`.");
-    let address = r.optional_text(
+    let url = r.optional_text(
         Key {
             name: "mqtt.url",
-            meaning: "The broker, `mqtt://host:port`; port 1883 if left out.",
+            meaning: "The broker, `mqtt://host:port`, `mqtts://` for TLS; port 1883, or 8883 for TLS, if left out.",
             delivery: "",
         },
-        "mqtt://host or mqtt://host:port",
+        "mqtt://host:port or mqtts://host:port",
         ("the MQTT input is off", "mqtt://127.0.0.1:1883"),
         parse::mqtt_url,
     );
     let Login { client_id, username, password } = login(r, agent);
+    let tls = security::tls_files(r, &security::MQTT, url.as_ref().is_some_and(|url| url.tls));
     let topics = r.list(
         Key {
             name: "mqtt.topics",
@@ -48,13 +49,14 @@ pub(super) fn mqtt(r: &mut Reader, agent: &Agent) -> Option<mqtt::Options> {
         [(0, mqtt::Qos::AtMostOnce), (1, mqtt::Qos::AtLeastOnce), (2, mqtt::Qos::ExactlyOnce)],
     );
     let Session { protocol, receive_maximum, keep_alive } = session(r);
-    let parse::Address { host, port } = address?;
+    let parse::Address { host, port } = url?.address;
     Some(mqtt::Options {
         host,
         port,
         client_id,
         username,
         password,
+        tls,
         topics,
         qos,
         protocol,
@@ -68,7 +70,7 @@ pub(super) fn mqtt(r: &mut Reader, agent: &Agent) -> Option<mqtt::Options> {
 struct Login {
     client_id: String,
     username: Option<String>,
-    password: Option<Secret>,
+    password: Option<Password>,
 }
 
 fn login(r: &mut Reader, agent: &Agent) -> Login {

@@ -9,6 +9,7 @@ mod outputs;
 mod records;
 mod registry;
 mod routes;
+mod security;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use super::super::parse;
 use super::super::reader::{Key, Reader};
-use super::{dead_letters, mins, ms, records, secs, size, username};
+use super::{dead_letters, mins, ms, records, secs, security, size, username};
 use crate::config::{Agent, DeadLetters, Limits, PingAfter, Redis};
 use crate::ping::ChannelTemplate;
-use crate::secret::Secret;
 use crate::sink::{kafka, record, redis};
 use crate::{buffer, drain};
 
@@ -47,7 +46,7 @@ pub(super) fn kafka(
         ],
     );
     let transactional = transactional(r, agent, records.topic.fixed(), &drain);
-    let secrets = kafka_secrets(r);
+    let security = security::kafka(r);
     let properties = r.table(
         Key {
             name: "kafka.properties",
@@ -66,7 +65,7 @@ pub(super) fn kafka(
         record_bytes_max: limits.record_bytes_max(),
         transactional,
         leaves_out_rejected: drain.delivery == drain::Delivery::AtMostOnce,
-        secrets,
+        security,
     });
     (kafka, records, drain, dead_letters)
 }
@@ -225,29 +224,6 @@ fn transactional(
     })
 }
 
-fn kafka_secrets(r: &mut Reader) -> Vec<(&'static str, Secret)> {
-    let sasl = r.secret(
-        "kafka.sasl_password",
-        Key {
-            name: "kafka.sasl_password_file",
-            meaning: "File that holds the property `sasl.password`; or the variable FIELDPOST_KAFKA__SASL_PASSWORD.",
-            delivery: "",
-        },
-        "kafka-password",
-    );
-    let key = r.secret(
-        "kafka.ssl_key_password",
-        Key {
-            name: "kafka.ssl_key_password_file",
-            meaning: "File that holds the property `ssl.key.password`; or the variable FIELDPOST_KAFKA__SSL_KEY_PASSWORD.",
-            delivery: "",
-        },
-        "kafka-key-password",
-    );
-    let named = [("sasl.password", sasl), ("ssl.key.password", key)];
-    named.into_iter().filter_map(|(name, secret)| Some((name, secret?))).collect()
-}
-
 /// Pings.
 pub(super) fn redis(r: &mut Reader) -> Option<Redis> {
     r.section("redis", "Output: pings for whoever watches in real time. Off without `url`.");
@@ -271,6 +247,7 @@ pub(super) fn redis(r: &mut Reader) -> Option<Redis> {
         },
         "redis-password",
     );
+    let tls = security::tls_files(r, &security::REDIS, url.as_ref().is_some_and(|url| url.tls));
     let channel = r.text(
         Key {
             name: "redis.channel",
@@ -293,7 +270,7 @@ pub(super) fn redis(r: &mut Reader) -> Option<Redis> {
         [("durable", PingAfter::Durable), ("delivered", PingAfter::Delivered)],
     );
     let (queue_max, timeout) = redis_limits(r);
-    let parse::RedisUrl { address, tls, database } = url?;
+    let parse::RedisUrl { address, database, .. } = url?;
     let options = redis::Options {
         host: address.host,
         port: address.port,

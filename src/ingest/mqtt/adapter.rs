@@ -16,8 +16,8 @@ macro_rules! adapter {
         impl Wire for Client {
             type Requests = Sender;
 
-            fn open(options: &Options, packet_bytes_max: usize) -> (Self, Sender) {
-                let (client, eventloop) = connect(options, packet_bytes_max);
+            fn open(options: &Options, access: Access, packet_bytes_max: usize) -> (Self, Sender) {
+                let (client, eventloop) = connect(options, access, packet_bytes_max);
                 (Self(Box::new(eventloop)), Sender { client, publish: empty_publish() })
             }
 

@@ -15,7 +15,7 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::subscriptions::Granted;
-use super::{Options, Qos};
+use super::{Access, Options, Qos};
 
 /// Requests that wait for the client; more are kept in the order book until there is room.
 pub(super) const REQUESTS_MAX: usize = 256;
@@ -69,6 +69,10 @@ pub(super) enum FailureKind {
     Link,
     /// The broker refused the connection; `hint` names what to look at.
     Refused { hint: &'static str },
+    /// No TLS; the message says what to do.
+    Tls,
+    /// A file of the password or of TLS cannot be used.
+    File,
     /// A packet above the limit of what is read.
     PacketTooLarge,
     /// Another client came with the same client id.
@@ -83,7 +87,7 @@ pub(super) trait Wire: Sized + Send {
     type Requests: Requests;
 
     /// A client that connects when it is polled first.
-    fn open(options: &Options, packet_bytes_max: usize) -> (Self, Self::Requests);
+    fn open(options: &Options, access: Access, packet_bytes_max: usize) -> (Self, Self::Requests);
 
     /// Moves the connection on until something is heard or written. `None`: nothing worth telling.
     ///
@@ -167,8 +171,13 @@ pub(super) async fn connection<W: Wire>(
     outbox: Arc<Outbox<W::Requests>>,
 ) -> Failure {
     sleep(setup.delay).await;
-    let (mut wire, requests) = W::open(&options, setup.packet_bytes_max);
+    let access = match options.access() {
+        Ok(access) => access,
+        Err(error) => return Failure { kind: FailureKind::File, what: error.to_string() },
+    };
+    let (mut wire, requests) = W::open(&options, access, setup.packet_bytes_max);
     outbox.lock().requests = Some(requests);
+    let mut is_connected = false;
     loop {
         let result = wire.poll().await;
         let waiting = {
@@ -180,8 +189,9 @@ pub(super) async fn connection<W: Wire>(
                 inner.heard.extend(heard);
             }
             if let Some(failure) = failure {
-                return failure;
+                return if is_connected { failure } else { explained(failure, &options) };
             }
+            is_connected |= connected;
             if connected && setup.accept_every_release {
                 wire.accept_every_release();
             }
@@ -190,6 +200,17 @@ pub(super) async fn connection<W: Wire>(
         if waiting >= HEARD_MAX {
             yield_now().await;
         }
+    }
+}
+
+/// What to do about a connection that could not be made, if that is for TLS.
+fn explained(failure: Failure, options: &Options) -> Failure {
+    // A broker speaks of the agent's certificate only after the handshake: then an alert is all there is of TLS in it.
+    let is_tls = failure.what.starts_with("TLS") || failure.what.contains("alert");
+    let tls = options.tls.as_ref().filter(|_| is_tls);
+    match tls.and_then(|tls| tls.remedy(&failure.what, "mqtt", &options.host)) {
+        Some(what) => Failure { kind: FailureKind::Tls, what },
+        _ => failure,
     }
 }
 
@@ -246,6 +267,7 @@ mod tests {
             client_id: "test".into(),
             username: None,
             password: None,
+            tls: None,
             topics: vec![TopicTemplate::parse("{type}").unwrap()],
             qos: Qos::ExactlyOnce,
             protocol,

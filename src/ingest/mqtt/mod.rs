@@ -32,13 +32,18 @@
 //! broker sends them again. So memory is bounded by twice that limit, a keep-alive is never missed, and nothing of
 //! QoS 1 and 2 is lost.
 //!
+//! # Changed files
+//! The files of the password and of TLS are read for each connection, and looked at every ten seconds. When one changed,
+//! the connection is left as for want of room and made anew: what the broker sent meanwhile it sends again, and nothing is
+//! an event twice. A pause after a refusal ends early.
+//!
 //! # Packets that are too large
 //! Up to [`packet_bytes_max`] a publish is read, acknowledged and counted as too large. Above it MQTT 5 makes the
 //! broker drop it (Maximum Packet Size in CONNECT). MQTT 3.1.1 cannot say so: the connection breaks on each delivery,
 //! is tried again slowly, and the log says which key of the broker ends that.
 //!
 //! # What it does not do
-//! No publishing, no TLS of its own, no removal of filters that an earlier configuration left in the session (their
+//! No publishing, no removal of filters that an earlier configuration left in the session (their
 //! publishes are counted as invalid). Overlapping templates may bring a publish twice, as the broker likes; the first
 //! matching template reads it.
 
@@ -51,6 +56,7 @@ mod subscriptions;
 mod v4;
 mod v5;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -58,9 +64,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::buffer::WhenFull;
 use crate::error::Class;
+use crate::files::FileError;
 use crate::ingest::Admission;
 use crate::ingest::topic::TopicTemplate;
-use crate::secret::Secret;
+use crate::secret::{Password, Secret};
+use crate::tls::{self, TlsError};
 
 /// Which MQTT is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +101,10 @@ pub struct Options {
     pub client_id: String,
     /// User name, if the broker asks for one.
     pub username: Option<String>,
-    /// Password, if the broker asks for one.
-    pub password: Option<Secret>,
+    /// Password, if the broker asks for one; read for each connection.
+    pub password: Option<Password>,
+    /// TLS (`mqtts://`), server name verified; its files are read for each connection.
+    pub tls: Option<tls::Options>,
     /// Topic templates; each is subscribed as its filter.
     pub topics: Vec<TopicTemplate>,
     /// Quality of service of every subscription.
@@ -198,12 +208,47 @@ impl Options {
         }
     }
 
-    fn credentials(&self) -> Option<(&str, &str)> {
-        let username = self.username.as_deref();
-        let password = self.password.as_ref().map(Secret::reveal);
-        (username.is_some() || password.is_some())
-            .then(|| (username.unwrap_or_default(), password.unwrap_or_default()))
+    /// What the broker is told of the agent, as the files have it now.
+    pub(super) fn access(&self) -> Result<Access, AccessError> {
+        let password = self.password.as_ref().map(Password::read).transpose()?;
+        let login = (self.username.is_some() || password.is_some()).then(|| Login {
+            username: self.username.clone().unwrap_or_default(),
+            password: password.unwrap_or_else(|| Secret::new("")),
+        });
+        let connector = self.tls.as_ref().map(tls::Options::connector).transpose()?;
+        Ok(Access { login, connector })
     }
+
+    /// The files of [`Options::access`].
+    fn files(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        let password = self.password.as_ref().and_then(Password::path).map(PathBuf::from);
+        self.tls.iter().flat_map(tls::Options::paths).chain(password)
+    }
+}
+
+/// See [`Options::access`].
+pub(super) struct Access {
+    pub(super) login: Option<Login>,
+    /// None: without TLS.
+    pub(super) connector: Option<tls::Connector>,
+}
+
+/// A user of the broker's.
+pub(super) struct Login {
+    pub(super) username: String,
+    pub(super) password: Secret,
+}
+
+/// A file of a password or of TLS cannot be used. Class: retry, once somebody mended it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AccessError {
+    /// The password.
+    #[error("{0}; see mqtt.password_file")]
+    Password(#[from] FileError),
+    /// TLS.
+    #[error("{0}; see mqtt.ca_file, mqtt.cert_file and mqtt.key_file")]
+    Tls(#[from] TlsError),
 }
 
 /// The client library takes less for a programming error.
@@ -222,6 +267,7 @@ mod tests {
             client_id: "gateway-1".into(),
             username: None,
             password: None,
+            tls: None,
             topics: vec![TopicTemplate::parse("s/{type}").unwrap()],
             qos: Qos::AtLeastOnce,
             protocol: Protocol::V5,

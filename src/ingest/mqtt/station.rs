@@ -23,6 +23,7 @@ use super::subscriptions::{Complaint, Granted, Subscriptions};
 use super::{MqttError, Options, Qos, body, packet_bytes_max};
 use crate::backoff::Backoff;
 use crate::buffer::{AppendError, Batch, Refused, Wait};
+use crate::files::{LOOK_INTERVAL, Watched};
 use crate::ingest::{Admission, Refusal};
 use crate::log::Limited;
 use crate::stats::{LinkState, Stats};
@@ -69,6 +70,7 @@ pub(super) async fn serve<W: Wire>(
     let mut append: Option<Append> = None;
     loop {
         let now = Instant::now();
+        station.look_after_files(now);
         station.ask(now);
         if append.is_none() {
             append = station.submit(now);
@@ -187,6 +189,12 @@ struct Station<W: Wire> {
     short_lived: u32,
     /// The failure that was logged last, until the link is up.
     told: Option<String>,
+    /// The files that the options name.
+    files: Watched,
+    /// When to look at them next; `None`: there are none.
+    look_at: Option<Instant>,
+    /// A file changed while there was no connection: the next one is due at once.
+    hurry: bool,
     /// Set when stopping.
     stop_by: Option<Instant>,
 }
@@ -201,7 +209,11 @@ struct Watch {
 impl<W: Wire> Station<W> {
     fn new(options: Options, admission: Admission) -> Self {
         admission.stats().mqtt.set(LinkState::Down);
+        let files = Watched::new(options.files());
         Self {
+            look_at: (!files.is_empty()).then(|| Instant::now() + LOOK_INTERVAL),
+            files,
+            hurry: false,
             subscriptions: Subscriptions::new(&options.topics, options.qos),
             outbox: Arc::new(Outbox::new()),
             heard: Vec::new(),
@@ -294,7 +306,10 @@ impl<W: Wire> Station<W> {
         let was_up = self.stats().mqtt.set(LinkState::Down);
         let news = self.told.as_ref() != Some(&failure.what);
         let delay = match failure.kind {
-            FailureKind::Refused { .. } | FailureKind::PacketTooLarge => self.refused.delay(),
+            FailureKind::Refused { .. }
+            | FailureKind::Tls
+            | FailureKind::File
+            | FailureKind::PacketTooLarge => self.refused.delay(),
             _ => self.reconnect.delay(),
         };
         self.tell(failure, was_up, news, delay);
@@ -308,6 +323,8 @@ impl<W: Wire> Station<W> {
             FailureKind::Refused { hint } if news => {
                 error!(host, port, client_id, what, "MQTT broker refuses the connection; look at {hint}");
             }
+            FailureKind::Tls if news => error!(host, port, what, "no TLS with the MQTT broker"),
+            FailureKind::File if news => error!(host, port, what, "the MQTT link cannot be made"),
             FailureKind::TakenOver if self.notices.taken_over.allow().is_some() => {
                 error!(client_id, "another MQTT client took over the session; mqtt.client_id must be unique");
             }
@@ -517,8 +534,30 @@ impl<W: Wire> Station<W> {
         }
     }
 
+    /// Makes the connection anew when a file of the password or of TLS changed.
+    fn look_after_files(&mut self, now: Instant) {
+        if self.look_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.look_at = Some(now + LOOK_INTERVAL);
+        if !self.files.is_changed() || self.stop_by.is_some() {
+            return;
+        }
+        info!("a file of the MQTT link changed: the link is made anew");
+        self.refused.reset();
+        self.told = None;
+        if self.connected.is_some() {
+            self.skipping = true;
+        } else {
+            self.hurry = true;
+        }
+    }
+
     /// Whether, and after which wait, the connection must be made anew although it did not fail.
     fn reconnect_in(&mut self, now: Instant) -> Option<Duration> {
+        if std::mem::take(&mut self.hurry) {
+            return Some(Duration::ZERO);
+        }
         if self.is_silent(now) {
             let what = "the broker does not take what is sent".into();
             return Some(self.fail(&Failure { kind: FailureKind::Link, what }));
@@ -556,7 +595,8 @@ impl<W: Wire> Station<W> {
     fn wake_at(&self, appending: bool, now: Instant) -> Option<Instant> {
         let due = if appending { None } else { self.due_at(now) };
         let watch = self.connected.map(|_| self.watch.until);
-        [due, self.subscriptions.due_at(), self.stop_by, self.leave_by, watch].into_iter().flatten().min()
+        let times = [due, self.subscriptions.due_at(), self.stop_by, self.leave_by, watch, self.look_at];
+        times.into_iter().flatten().min()
     }
 
     fn stop(&mut self) {

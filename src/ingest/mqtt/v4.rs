@@ -4,17 +4,17 @@ use bytes::Bytes;
 use rumqttc::mqttbytes::Error as PacketError;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet,
-    Publish, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
+    Publish, QoS, StateError, SubscribeFilter, SubscribeReasonCode, Transport,
 };
 
 use super::adapter::adapter;
 use super::link::{self, CONNECT_TIMEOUT, Failure, FailureKind, Heard, REQUESTS_MAX, Requests, Wire};
 use super::subscriptions::Granted;
-use super::{Options, Qos, hint};
+use super::{Access, Login, Options, Qos, hint};
 
 adapter!();
 
-fn connect(options: &Options, packet_bytes_max: usize) -> (AsyncClient, EventLoop) {
+fn connect(options: &Options, access: Access, packet_bytes_max: usize) -> (AsyncClient, EventLoop) {
     let mut mqtt = MqttOptions::new(&options.client_id, options.address_host(), options.port);
     mqtt.set_clean_session(false)
         .set_keep_alive(options.keep_alive)
@@ -22,8 +22,11 @@ fn connect(options: &Options, packet_bytes_max: usize) -> (AsyncClient, EventLoo
         // Nothing is published; each place in flight costs memory.
         .set_inflight(1)
         .set_max_packet_size(packet_bytes_max, packet_bytes_max);
-    if let Some((username, password)) = options.credentials() {
-        mqtt.set_credentials(username, password);
+    if let Some(Login { username, password }) = access.login {
+        mqtt.set_credentials(username, password.reveal());
+    }
+    if let Some(connector) = access.connector {
+        mqtt.set_transport(Transport::tls_with_config(connector.into()));
     }
     let (client, mut eventloop) = AsyncClient::new(mqtt, REQUESTS_MAX);
     // Nagle's algorithm: the client writes each answer by itself, the kernel sends those of one load together.

@@ -7,19 +7,19 @@ use rumqttc::v5::mqttbytes::v5::{
 };
 use rumqttc::v5::mqttbytes::{Error as PacketError, QoS};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
-use rumqttc::{NetworkOptions, Outgoing};
+use rumqttc::{NetworkOptions, Outgoing, Transport};
 
 use super::adapter::adapter;
 use super::link::{self, CONNECT_TIMEOUT, Failure, FailureKind, Heard, REQUESTS_MAX, Requests, Wire};
 use super::subscriptions::Granted;
-use super::{Options, Qos, hint};
+use super::{Access, Login, Options, Qos, hint};
 
 /// "The session does not expire" (MQTT 5, 3.1.2.11.2).
 const SESSION_NEVER_EXPIRES: u32 = u32::MAX;
 
 adapter!();
 
-fn connect(options: &Options, packet_bytes_max: usize) -> (AsyncClient, EventLoop) {
+fn connect(options: &Options, access: Access, packet_bytes_max: usize) -> (AsyncClient, EventLoop) {
     let mut network = NetworkOptions::new();
     // Nagle's algorithm: the client writes each answer by itself, the kernel sends those of one load together.
     network.set_tcp_nodelay(false);
@@ -37,8 +37,11 @@ fn connect(options: &Options, packet_bytes_max: usize) -> (AsyncClient, EventLoo
         .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
         .set_network_options(network)
         .set_connect_properties(properties);
-    if let Some((username, password)) = options.credentials() {
-        mqtt.set_credentials(username, password);
+    if let Some(Login { username, password }) = access.login {
+        mqtt.set_credentials(username, password.reveal());
+    }
+    if let Some(connector) = access.connector {
+        mqtt.set_transport(Transport::tls_with_config(connector.into()));
     }
     AsyncClient::new(mqtt, REQUESTS_MAX)
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rdkafka::client::OAuthToken;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -19,6 +20,7 @@ use rdkafka::{ClientContext, config::RDKafkaLogLevel};
 
 use super::{Callbacks, Options, Shared, Transactional, connection_config, is_misconfiguration};
 use crate::sink::ProducerError;
+use crate::sink::kafka_security::Security;
 use crate::sink::transaction::{Cursor, Kept, Step, StepEnd, StepError};
 
 /// Longest single call: how long the thread may outlive its producer.
@@ -72,11 +74,17 @@ impl Transactions {
     ) -> Result<Self, ProducerError> {
         let (steps, waiting) = sync_channel(1);
         let end = Arc::<End>::default();
-        let worker = Worker { options, transactional, producer, shared, end: Arc::clone(&end), group: None };
+        // Order: with the producer and not when it is asked for, or it would read files that have changed since.
+        let consumer = group_config(&options, &transactional)?
+            .create_with_context(Silent(options.security.clone()))
+            .map_err(|error| ProducerError::Setting(error.to_string()))?;
+        let end_of_worker = Arc::clone(&end);
+        let consumer = Some(consumer);
+        let worker = Worker { transactional, consumer, producer, shared, end: end_of_worker, group: None };
         let thread = std::thread::Builder::new()
             .name("kafka-steps".into())
             .spawn(move || worker.run(&waiting))
-            .map_err(|e| ProducerError(format!("cannot start a thread: {e}")))?;
+            .map_err(|e| ProducerError::Setting(format!("cannot start a thread: {e}")))?;
         Ok(Self { steps, end, thread })
     }
 
@@ -102,8 +110,9 @@ impl Transactions {
 }
 
 struct Worker {
-    options: Options,
     transactional: Transactional,
+    /// Reads the cursor, once.
+    consumer: Option<BaseConsumer<Silent>>,
     producer: Arc<BaseProducer<Callbacks>>,
     shared: Arc<Shared>,
     end: Arc<End>,
@@ -128,10 +137,8 @@ impl Worker {
     fn open(&mut self) -> Result<Kept, StepError> {
         self.patiently(|this| this.producer.init_transactions(STEP_TIME))?;
         // Order: behind the init, which ends whatever a producer before this one had begun to commit.
-        let consumer: BaseConsumer<Silent> = self
-            .group_config()
-            .create_with_context(Silent)
-            .map_err(|error| StepError::Broken(error.to_string()))?;
+        let consumer =
+            self.consumer.take().ok_or_else(|| StepError::Broken("was opened before".to_owned()))?;
         let mut asked = TopicPartitionList::new();
         asked.add_partition(&self.transactional.cursor_topic, CURSOR_PARTITION);
         let found = self.patiently(|_| {
@@ -179,15 +186,15 @@ impl Worker {
             self.end.pause();
         }
     }
+}
 
-    fn group_config(&self) -> ClientConfig {
-        let mut config = connection_config(&self.options);
-        config.set("group.id", &self.transactional.group);
-        config.set("allow.auto.create.topics", "false");
-        // Reads only what is committed, and waits for what is about to be.
-        config.set("isolation.level", "read_committed");
-        config
-    }
+fn group_config(options: &Options, transactional: &Transactional) -> Result<ClientConfig, ProducerError> {
+    let mut config = connection_config(options)?;
+    config.set("group.id", &transactional.group);
+    config.set("allow.auto.create.topics", "false");
+    // Reads only what is committed, and waits for what is about to be.
+    config.set("isolation.level", "read_committed");
+    Ok(config)
 }
 
 /// What a failed call means; `None`: repeat it.
@@ -217,15 +224,21 @@ fn failure(error: &KafkaError) -> Option<StepError> {
 }
 
 /// For the consumer that reads the cursor: its troubles are the producer's, which are told.
-struct Silent;
+struct Silent(Security);
 
 impl ClientContext for Silent {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(target: "librdkafka", severity = ?level, facility, "{message}");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "librdkafka");
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.0.token()
     }
 }
 

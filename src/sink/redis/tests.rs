@@ -1,4 +1,5 @@
 use super::*;
+use crate::secret::Secret;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufStream};
 use tokio::net::TcpListener;
@@ -24,7 +25,7 @@ impl Server {
         Options {
             host: "127.0.0.1".into(),
             port: self.0.local_addr().unwrap().port(),
-            tls: false,
+            tls: None,
             database: 0,
             username: None,
             password: None,
@@ -332,7 +333,7 @@ async fn credentials_and_database_are_told_in_order() {
     let server = Server::start().await;
     let options = Options {
         username: Some("gateway".into()),
-        password: Some(Secret::new("hunter2")),
+        password: Some(Password::Given(Secret::new("hunter2"))),
         database: 3,
         ..server.options()
     };
@@ -367,7 +368,8 @@ async fn opened(options: impl FnOnce(Options) -> Options, answers: &[&str]) -> R
 
 #[tokio::test]
 async fn errors_say_what_to_do() {
-    let with_password = |options| Options { password: Some(Secret::new("hunter2")), ..options };
+    let with_password =
+        |options| Options { password: Some(Password::Given(Secret::new("hunter2"))), ..options };
     let denied = "see redis.username and redis.password_file";
     let wrong = opened(with_password, &["-NOAUTH no\r\n", "-WRONGPASS invalid password\r\n"]).await;
     assert_eq!(wrong.to_string(), format!("Redis refuses AUTH: WRONGPASS invalid password; {denied}"));
@@ -452,7 +454,7 @@ fn the_sink_may_run_in_a_set_of_stages() {
     let options = Options {
         host: String::new(),
         port: 1,
-        tls: true,
+        tls: Some(crate::tls::Options::default()),
         database: 0,
         username: None,
         password: None,

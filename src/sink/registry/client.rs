@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio_native_tls::native_tls::{self, Certificate};
 
 use super::{Options, RegistryError};
+use crate::secret::{Password, Secret};
 use crate::sink::record::schema::AVRO;
 
 /// Largest answer: the schema comes back with the id.
@@ -112,7 +113,8 @@ fn request(options: &Options, path: &str) -> Result<Request<Full<Bytes>>, Regist
         .header(CONTENT_TYPE, MEDIA_TYPE)
         .header(ACCEPT, MEDIA_TYPE);
     if let Some(username) = &options.username {
-        let password = options.password.as_ref().map_or("", |password| password.reveal());
+        let password = options.password.as_ref().map(Password::read).transpose()?;
+        let password = password.as_ref().map_or("", Secret::reveal);
         let login = STANDARD.encode(format!("{username}:{password}"));
         request = request.header(AUTHORIZATION, format!("Basic {login}"));
     }

@@ -23,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::error::Class;
+use crate::files::FileError;
 use crate::log::Limited;
-use crate::secret::Secret;
+use crate::secret::Password;
 
 /// Most topics whose ids are known. Behind that all are forgotten and asked for again as they come.
 pub const TOPICS_MAX: usize = 1000;
@@ -49,7 +50,7 @@ pub struct Options {
     /// User of HTTP's basic authentication.
     pub username: Option<String>,
     /// Its password.
-    pub password: Option<Secret>,
+    pub password: Option<Password>,
     /// Certificates (PEM) to trust besides the system's.
     pub ca_file: Option<PathBuf>,
     /// Longest wait for an answer, connecting included.
@@ -79,6 +80,9 @@ pub enum RegistryError {
     /// No TLS: the certificate is not trusted, is for another name, or `ca_file` cannot be used.
     #[error("no TLS: {0}; see schema_registry.ca_file")]
     Tls(String),
+    /// The password's file cannot be used: a human is needed.
+    #[error(transparent)]
+    Password(#[from] FileError),
     /// No answer in time.
     #[error("no answer within {} ms (schema_registry.timeout)", .0.as_millis())]
     NoAnswer(Duration),

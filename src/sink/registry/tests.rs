@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::secret::Secret;
 use crate::sink::record::schema::AVRO;
 
 fn options(port: u16, folder: &std::path::Path) -> Options {
@@ -67,7 +68,7 @@ async fn a_schema_that_is_there_is_not_registered_again() {
     let server = Canned::start(&[(200, r#"{"subject":"t-value","id":7,"version":1,"schema":"{}"}"#)]).await;
     let options = Options {
         username: Some("u".to_owned()),
-        password: Some(Secret::new("hush")),
+        password: Some(Password::Given(Secret::new("hush"))),
         ..options(server.address.port(), folder.path())
     };
     assert_eq!(client::schema_id(&options, "t-value").await.unwrap(), 7);

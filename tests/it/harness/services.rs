@@ -178,6 +178,13 @@ impl Private {
         self.spare_port
     }
 
+    /// The port that is `@SPARE_PORT_N@` in [`Private::with_settings`], from 2 to 9.
+    #[track_caller]
+    pub(crate) fn spare_port_of(&self, number: u8) -> u16 {
+        let text = std::fs::read_to_string(self.file(&format!("spare-port-{number}")));
+        text.expect("the settings name the port").trim().parse().expect("a port is a number")
+    }
+
     /// SIGKILL. Returns when the process is gone.
     #[track_caller]
     pub(crate) fn kill(&self) {
@@ -248,6 +255,18 @@ impl Drop for Private {
             eprintln!("{problem}");
         }
     }
+}
+
+/// Runs a command line class of Kafka's.
+#[track_caller]
+pub(crate) fn kafka_tool(class: &str, arguments: &[&str]) {
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/services"))
+        .args(["tool", class])
+        .args(arguments)
+        .output()
+        .expect("deploy/services can be run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{class} {arguments:?}: {}\n{said}", output.status);
 }
 
 fn call(dir: &Path, command: &str, service: Service, options: &[&str]) -> Result<String, String> {

@@ -1,0 +1,166 @@
+//! Redis.
+
+use redis::Msg;
+
+use super::pki::{Flaw, Pki};
+use super::{MENDED, explained, said};
+use crate::harness::agent::{Agent, Config};
+use crate::harness::flow::line_of;
+use crate::harness::services::{Private, Service};
+use crate::harness::unique;
+use crate::harness::wait::{USUAL, eventually, scaled};
+
+/// TLS beside the plain port, on which tests listen.
+const TLS: &str = "
+tls-port @SPARE_PORT@
+tls-ca-cert-file @PKI@/ca.pem
+tls-cert-file @PKI@/server.pem
+tls-key-file @PKI@/server.key
+user agent on >right +ping +publish &events:probe:*
+";
+
+struct Secured {
+    pki: Pki,
+    redis: Private,
+}
+
+impl Secured {
+    fn start(flaw: Flaw, clients: &str) -> Self {
+        let pki = Pki::new();
+        pki.issue("server", flaw);
+        pki.issue("agent", Flaw::None);
+        pki.write("password", b"right");
+        let settings = TLS.replace("@PKI@", pki.path("").to_str().unwrap().trim_end_matches('/'));
+        let redis =
+            Private::with_settings(Service::Redis, &format!("{settings}tls-auth-clients {clients}\n"));
+        Self { pki, redis }
+    }
+
+    fn agent(&self, configure: impl FnOnce(&mut Config)) -> Agent {
+        Agent::start(|config| {
+            config.kafka("127.0.0.1:9", "nowhere");
+            config.redis(&format!("rediss://localhost:{}", self.redis.spare_port()));
+            config.set("redis.ca_file", self.pki.text("ca.pem"));
+            config.set("redis.username", "agent").set("redis.password_file", self.pki.text("password"));
+            configure(config);
+        })
+    }
+
+    /// The link is up and the ping of an event comes.
+    #[track_caller]
+    fn works(&self, agent: &Agent) {
+        agent.wait_log("Redis link up", MENDED);
+        let source = unique("s");
+        let mut listener = redis::Client::open(self.redis.address()).unwrap().get_connection().unwrap();
+        let subscribe = redis::cmd("SUBSCRIBE").arg(format!("events:probe:{source}")).get_packed_command();
+        listener.set_read_timeout(Some(scaled(USUAL))).unwrap();
+        listener.send_packed_command(&subscribe).unwrap();
+        listener.recv_response().expect("the subscription is confirmed");
+        let mut client = agent.unix();
+        client.send_line(&line_of(&source, 0, 10));
+        client.wait_ack(1, USUAL);
+        let ping = Msg::from_owned_value(listener.recv_response().expect("a ping comes"));
+        assert!(ping.is_some_and(|ping| ping.get_payload::<String>().unwrap().contains(&source)));
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_and_mended_without_a_restart() {
+    let secured = Secured::start(Flaw::None, "yes");
+    let pki = &secured.pki;
+    let own = |name: &'static str| {
+        move |config: &mut Config| {
+            config.set("redis.cert_file", pki.text(&format!("{name}.pem")));
+            config.set("redis.key_file", pki.text(&format!("{name}.key")));
+        }
+    };
+    secured.works(&secured.agent(own("agent")));
+    pki.copy("other-ca.pem", "own-ca.pem");
+    pki.write("own-password", b"wrong-secret");
+    pki.issue("old", Flaw::Expired);
+    pki.issue("foreign", Flaw::OtherAuthority);
+    const DOWN: &str = "Redis link down";
+    let unknown = secured.agent(|config| {
+        own("agent")(config);
+        config.set("redis.ca_file", pki.text("own-ca.pem"));
+    });
+    let wrong = secured.agent(|config| {
+        own("agent")(config);
+        config.set("redis.password_file", pki.text("own-password"));
+    });
+    let old = secured.agent(own("old"));
+    let foreign = secured.agent(own("foreign"));
+    let bare = secured.agent(|_| {});
+    explained(&unknown, DOWN, &["set redis.ca_file"]);
+    explained(&wrong, DOWN, &["redis.username and redis.password_file"]);
+    // The client library may swallow what OpenSSL says of the server's alert.
+    said(&old, DOWN, &["redis.cert_file"]);
+    said(&foreign, DOWN, &["redis.cert_file"]);
+    said(&bare, DOWN, &["redis.cert_file"]);
+    assert!(!wrong.log().join("\n").contains("wrong-secret"));
+    pki.copy("ca.pem", "own-ca.pem");
+    pki.write("own-password", b"right");
+    for name in ["old", "foreign"] {
+        for kind in ["key", "pem"] {
+            pki.copy(&format!("agent.{kind}"), &format!("{name}.{kind}"));
+        }
+    }
+    for agent in [&unknown, &wrong, &old, &foreign] {
+        secured.works(agent);
+    }
+}
+
+#[test]
+fn a_servers_wrong_certificate_is_said_and_mended_without_a_restart() {
+    for (flaw, wanted) in [
+        (Flaw::Expired, "the server's certificate has expired: renew it there"),
+        (Flaw::OtherName, "certificate is not for localhost"),
+    ] {
+        let secured = Secured::start(flaw, "no");
+        let agent = secured.agent(|_| {});
+        explained(&agent, "Redis link down", &[wanted]);
+        secured.redis.end();
+        secured.pki.issue("server", Flaw::None);
+        secured.redis.begin_again();
+        secured.works(&agent);
+    }
+}
+
+#[test]
+fn rotation_drops_no_ping_and_what_does_not_work_does_not_take_over() {
+    const EVENTS: u64 = 2000;
+    let secured = Secured::start(Flaw::None, "yes");
+    let pki = &secured.pki;
+    let copy = |name: &str| {
+        for kind in ["key", "pem"] {
+            pki.copy(&format!("{name}.{kind}"), &format!("rotated.{kind}"));
+        }
+    };
+    copy("agent");
+    let mut agent = secured.agent(|config| {
+        config.set("redis.cert_file", pki.text("rotated.pem")).set("redis.key_file", pki.text("rotated.key"));
+    });
+    agent.wait_log("Redis link up", USUAL);
+    let source = unique("s");
+    let mut client = agent.unix();
+    let mut sent = 0;
+    let mut flow_until = |what: &str, part: &str| {
+        eventually(what, MENDED, || {
+            client.send_line(&line_of(&source, sent, 10));
+            sent += 1;
+            client.wait_ack(sent, USUAL);
+            agent.log_contains(part).then_some(())
+        });
+        sent
+    };
+    pki.issue("agent", Flaw::None);
+    copy("agent");
+    flow_until("the link is made anew", "Redis link made anew from changed files");
+    pki.issue("stranger", Flaw::OtherAuthority);
+    copy("stranger");
+    let sent = flow_until("the files are refused", "changed files do not open a link to Redis");
+    assert!(sent < EVENTS * 100);
+    assert_eq!(agent.stop().code(), Some(0));
+    let status = agent.log().into_iter().rfind(|line| line.contains("pings ")).expect("a status line");
+    assert!(status.contains(&format!("pings {sent} (dropped 0)")), "{sent}: {status}");
+}
