@@ -114,6 +114,23 @@ pub struct Event<'a> {
     pub received: Stamp,
     /// The content.
     pub payload: Payload<'a>,
+    /// Where it goes. Stored beside the events (`buffer::ways`), not in their encoding.
+    #[serde(skip)]
+    pub way: Way<'a>,
+}
+
+/// Where an event goes, as its route had it at admission: kept with it, so that no later configuration changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Way<'a> {
+    /// Its Kafka topic, or the template of it; `None`: that of the configuration, when it is sent.
+    pub topic: Option<&'a str>,
+    /// Whether no ping tells of it.
+    pub is_quiet: bool,
+}
+
+impl Way<'_> {
+    /// The way of events about which no route says anything else.
+    pub const USUAL: Way<'static> = Way { topic: None, is_quiet: false };
 }
 
 /// An event on its way in: what a producer may say, before it is validated and stamped.
@@ -195,6 +212,7 @@ impl<'a> Draft<'a> {
                 DraftPayload::Json(text) => Payload::Json(text),
                 DraftPayload::Bytes(bytes) => Payload::Bytes(bytes),
             },
+            way: Way::USUAL,
         })
     }
 }

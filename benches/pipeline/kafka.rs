@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use fieldpost::buffer::block::Origin;
-use fieldpost::event::{Event, EventId, Payload, Seq, Stamp};
+use fieldpost::event::{Event, EventId, Payload, Seq, Stamp, Way};
 use fieldpost::sink::kafka::Timestamp;
 use fieldpost::sink::record::Formatter;
 use rdkafka::ClientConfig;
@@ -170,6 +170,7 @@ fn records(topic: &str) -> Vec<OwnedRecord> {
                     clock_trusted: true,
                 },
                 payload: Payload::Json(&socket::payload(n)),
+                way: Way::USUAL,
             };
             let origin = Origin { epoch: 1, boot: [7; 16] };
             formatter.format(Seq(1_000_000 + n), origin, &event, |record| OwnedRecord {

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use super::*;
 use crate::buffer::{Batch, Options as BufferOptions, Wait, WriterThread};
 use crate::dead_letter::{Folder, Options as StoreOptions, Store};
-use crate::event::{Event, EventId, Payload, Stamp};
+use crate::event::{Event, EventId, Payload, Stamp, Way};
 use crate::sink::transaction::{Cursor, Kept, StepEnd, StepError};
 use crate::sink::{Record, Rejection, kafka};
 
@@ -255,6 +255,7 @@ impl Bench {
                 timestamp: None,
                 received: Stamp { wall_us: 0, boot_us: 1, clock_trusted: true },
                 payload: Payload::Json("1"),
+                way: Way::USUAL,
             };
             batch.push(&event, usize::MAX).unwrap();
         }

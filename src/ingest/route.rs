@@ -113,7 +113,7 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{EventId, Payload, Stamp};
+    use crate::event::{EventId, Payload, Stamp, Way};
     use proptest::prelude::*;
 
     fn event<'a>(kind: &'a str, source_type: &'a str, source_id: &'a str) -> Event<'a> {
@@ -125,6 +125,7 @@ mod tests {
             timestamp: None,
             received: Stamp { wall_us: 0, boot_us: 0, clock_trusted: true },
             payload: Payload::Json("1"),
+            way: Way::USUAL,
         }
     }
 

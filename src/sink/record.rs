@@ -50,6 +50,8 @@ pub struct Formatter {
     epoch: Vec<u8>,
     boot: String,
     topic: String,
+    /// Of an event whose route has a template of its own.
+    routed: String,
     time: Vec<u8>,
     seq: Vec<u8>,
     boot_us: Vec<u8>,
@@ -73,6 +75,7 @@ impl Formatter {
             epoch: Vec::new(),
             boot: String::new(),
             topic: topic.to_owned(),
+            routed: String::new(),
             time: Vec::new(),
             seq: Vec::new(),
             boot_us: Vec::new(),
@@ -102,9 +105,19 @@ impl Formatter {
                 (self.agent, self.log) = (name.agent.clone(), name.log.to_string());
             }
         }
-        if !self.is_topic_fixed {
-            self.topic = topic_name(&self.topic_template, event.source_type);
-        }
+        let topic: &str = match event.way.topic {
+            Some(topic) if !topic.contains(SOURCE_TYPE) => topic,
+            Some(template) => {
+                self.routed = topic_name(template, event.source_type);
+                &self.routed
+            }
+            None => {
+                if !self.is_topic_fixed {
+                    self.topic = topic_name(&self.topic_template, event.source_type);
+                }
+                &self.topic
+            }
+        };
         number(&mut self.seq, seq.0);
         number(&mut self.boot_us, event.received.boot_us);
         self.time.clear();
@@ -128,7 +141,7 @@ impl Formatter {
         ];
         let is_loss = event.source_type == OWN_SOURCE_TYPE && event.kind == LOSS_TYPE;
         send(&Record {
-            topic: self.loss_topic.as_ref().filter(|_| is_loss).unwrap_or(&self.topic),
+            topic: self.loss_topic.as_deref().filter(|_| is_loss).unwrap_or(topic),
             key: event.source_id.as_bytes(),
             payload: &self.payload,
             headers: &headers,
@@ -201,7 +214,7 @@ fn envelope(event: &Event<'_>, id: &str, time: &[u8], out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{EventId, Stamp};
+    use crate::event::{EventId, Stamp, Way};
 
     const ORIGIN: Origin = Origin { epoch: 4, boot: [9; 16] };
 
@@ -214,6 +227,7 @@ mod tests {
             timestamp,
             received: Stamp { wall_us: 1_772_366_400_000_001, boot_us: 77, clock_trusted: false },
             payload,
+            way: Way::USUAL,
         }
     }
 
@@ -286,6 +300,16 @@ mod tests {
         };
         assert_eq!(topics(None), ["e.fieldpost", "e.meter__"]);
         assert_eq!(topics(Some("l.{source_type}")), ["l.fieldpost", "e.meter__"]);
+    }
+
+    #[test]
+    fn the_topic_of_an_events_route_comes_before_that_of_the_configuration() {
+        let mut formatter = Formatter::new("events", kafka::Timestamp::Send, &[]);
+        let topics = [Some("alarms"), None, Some("a.{source_type}"), None].map(|topic| {
+            let way = Way { topic, is_quiet: false };
+            owned(&mut formatter, &Event { way, ..event(Payload::Json("1"), None) }).0
+        });
+        assert_eq!(topics, ["alarms", "events", "a.meter__", "events"]);
     }
 
     #[test]

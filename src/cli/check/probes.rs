@@ -7,7 +7,7 @@ use crate::buffer::probe::{self as buffer_probe, Owner};
 use crate::cli::exit;
 use crate::config::units::about_bytes;
 use crate::config::{Config, Redis};
-use crate::event::{Event, EventId, OWN_SOURCE_TYPE, Payload, Stamp};
+use crate::event::{Event, EventId, OWN_SOURCE_TYPE, Payload, Stamp, Way};
 use crate::ingest::{mqtt, mqtt_probe, unix_probe};
 use crate::sink::record::topic_name;
 use crate::sink::{kafka, kafka_probe, redis};
@@ -202,4 +202,5 @@ const EXAMPLE_EVENT: Event<'static> = Event {
     timestamp: None,
     received: Stamp { wall_us: 0, boot_us: 0, clock_trusted: false },
     payload: Payload::Json("null"),
+    way: Way::USUAL,
 };
