@@ -16,6 +16,17 @@ pub enum WhenFull {
     DropOldest,
 }
 
+impl WhenFull {
+    /// As it is written in the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Reject => "reject",
+            Self::DropOldest => "drop_oldest",
+        }
+    }
+}
+
 /// What was agreed about events when they came: how they behave when there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Terms {

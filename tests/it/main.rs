@@ -25,5 +25,6 @@ mod pace;
 mod poison;
 mod process;
 mod redis;
+mod routes;
 mod services_obey;
 mod unix;

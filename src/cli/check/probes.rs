@@ -126,6 +126,17 @@ fn kafka(config: &Config, timeout: Duration) -> Vec<Finding> {
             timeout,
         ));
     }
+    if is_reached {
+        let routes = config.routes.all().iter().filter_map(|route| route.topic.as_ref());
+        let mut topics: Vec<_> =
+            routes.filter(|topic| **topic != options.topic && !topic.contains('{')).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        findings.extend(topics.into_iter().flat_map(|of_route| {
+            let options = kafka::Options { topic: of_route.clone(), ..options.clone() };
+            topic(&options, "route.topic", timeout)
+        }));
+    }
     findings
 }
 

@@ -20,7 +20,7 @@ use crate::ingest::topic::{Captures, TopicTemplate};
 
 /// Why a publish is not an event. It is acknowledged and counted, since it would be the same after a redelivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub(super) enum Unfit {
+pub(crate) enum Unfit {
     /// No template matches: a subscription that an earlier configuration left in the broker's session, mostly.
     #[error("the topic matches no template of mqtt.topics")]
     Topic,
@@ -39,7 +39,7 @@ pub(super) enum Unfit {
 ///
 /// # Errors
 /// [`Unfit`]: acknowledge, count, go on.
-pub(super) fn draft<'a>(
+pub(crate) fn draft<'a>(
     templates: &[TopicTemplate],
     topic: &'a [u8],
     payload: &'a [u8],
