@@ -142,11 +142,25 @@ fn a_route_is_checked_like_everything_else() {
         load_with("", &[("FIELDPOST_ROUTE__TYPE", "a")]).unwrap_err(),
         "FIELDPOST_ROUTE__TYPE: no variable can set this: [[route]] stands in the file only"
     );
+}
+
+#[test]
+fn routes_have_their_limits() {
     let routes = |count| (0..count).map(|n| format!("[[route]]\ntype = \"{n}\"\n")).collect::<String>();
     assert_eq!(load(&routes(64)).unwrap().config.routes.all().len(), 64);
     assert_eq!(
         load(&routes(65)).unwrap_err(),
         "fieldpost.toml:129: [[route]] is there 65 times; allowed: at most 64"
+    );
+    let route = |kind: &str, topic: &str| {
+        format!("[[route]]\ntype = \"{kind}\"\ntopic = \"{}\"\n", topic.repeat(200))
+    };
+    let five: String = ["a", "b", "c", "d", "e"].map(|name| route(name, name)).concat();
+    assert_eq!(load(&format!("{five}{}", route("f", "e"))).unwrap().config.routes.all().len(), 6);
+    assert_eq!(
+        load(&format!("{five}{}{}", route("f", "f"), route("g", "g"))).unwrap_err(),
+        "fieldpost.toml:16: route.topic makes 1200 bytes of different topics; allowed: 1000, because every block of the buffer \
+         names those of its events"
     );
     let longest = format!("[[route]]\ntype = \"{}\"", "x".repeat(257));
     assert!(load(&longest).unwrap_err().contains("257 bytes long; allowed: 1 to 256 bytes"));

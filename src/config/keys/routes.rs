@@ -1,5 +1,6 @@
 //! The keys of a `[[route]]`.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
 use super::super::parse;
@@ -16,6 +17,10 @@ const ROUTE: &str = "route";
 
 /// The largest dead-band: what is more is no measured value.
 const DEADBAND_MAX: f64 = 1e15;
+
+/// Most bytes of all different topics together. In the worst case a block of 7,000 bytes names them all: so much more is
+/// within what the buffer leaves free for each batch.
+const TOPICS_BYTES_MAX: usize = 1_000;
 
 /// Most events of which one is kept.
 const SAMPLE_MAX: u32 = 1_000_000;
@@ -39,6 +44,19 @@ pub(super) fn routes(r: &mut Reader) -> Vec<Route> {
             let what =
                 format!("is never reached: the route {} before it matches all of its events", quote(name));
             r.refuse(Problem::of("[[route]]", Some(place.clone()), what));
+        }
+    }
+    let mut topics = BTreeSet::new();
+    for (route, place) in &found {
+        let is_new = route.topic.as_ref().is_some_and(|topic| topics.insert(topic.as_str()));
+        let bytes: usize = topics.iter().map(|topic| topic.len()).sum();
+        if is_new && bytes > TOPICS_BYTES_MAX {
+            let what = format!(
+                "makes {bytes} bytes of different topics; allowed: {TOPICS_BYTES_MAX}, because every block of the buffer \
+                 names those of its events"
+            );
+            r.refuse(Problem::of("route.topic", Some(place.clone()), what));
+            break;
         }
     }
     found.into_iter().map(|(route, _)| route).collect()
