@@ -148,6 +148,8 @@ pub struct Draft<'a> {
     pub timestamp: Option<Cow<'a, str>>,
     /// The content.
     pub payload: DraftPayload<'a>,
+    /// It says where it was in a buffer before, as an export or a dead letter does: its route leaves nothing of it out.
+    pub was_taken: bool,
 }
 
 /// The content of a [`Draft`]; owned where base64 had to be decoded.
@@ -260,6 +262,7 @@ mod tests {
             source_id: "t-1".into(),
             timestamp: Some("2026-03-01T12:00:00+01:00".into()),
             payload: DraftPayload::Json("{\"c\":21.5}"),
+            was_taken: false,
         }
     }
 

@@ -129,7 +129,8 @@ impl Admission {
             batch.set_terms(Terms { when_full: self.when_full, priority: 0 });
             return self.push(&event, batch);
         };
-        if let Some(counter) = self.left_out(number, &route.keep, &event) {
+        let keep = if draft.was_taken { &Keep::All } else { &route.keep };
+        if let Some(counter) = self.left_out(number, keep, &event) {
             counter.add(1);
             return Ok(Admitted::LeftOut);
         }
@@ -223,6 +224,7 @@ mod tests {
             source_id: "1".into(),
             timestamp: None,
             payload: DraftPayload::Json(payload),
+            was_taken: false,
         }
     }
 
@@ -259,6 +261,21 @@ mod tests {
         assert_eq!(ways[2..], [Way::USUAL, Way { topic: Some("alarms"), is_quiet: true }, Way::USUAL]);
         let stats = admission.stats();
         assert_eq!((stats.dropped.get(), stats.sampled_out.get(), stats.filtered.get()), (1, 1, 1));
+    }
+
+    #[tokio::test]
+    async fn an_event_that_was_taken_before_is_not_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let admission = admission(
+            dir.path(),
+            vec![route("noise", Keep::Nothing), route("slow", Keep::Changes(Report::default()))],
+        );
+        let mut batch = Batch::new();
+        for kind in ["noise", "slow", "slow"] {
+            let draft = Draft { was_taken: true, ..draft(kind, "1") };
+            assert_eq!(admission.admit(&draft, None, &mut batch), Ok(Admitted::Taken));
+        }
+        assert_eq!(batch.len(), 3);
     }
 
     #[tokio::test]

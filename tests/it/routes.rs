@@ -220,6 +220,26 @@ fn report_by_exception_sends_after_a_long_silence_and_begins_anew_with_a_restart
     assert_eq!(payloads(&records).last(), Some(&json!(1000)));
 }
 
+/// As `dead-letter retry` hands it in, which takes the acknowledgement for durable.
+#[test]
+fn an_event_that_was_taken_before_passes_its_route() {
+    let topic = create_topic(&Shared::get().kafka, 1);
+    let agent = Agent::start(|config| {
+        config.shared_kafka(&topic).snippet("[[route]]\ndrop = true\n");
+    });
+    let mut client = agent.unix();
+    let new = json!({ "type": "t", "source_type": "probe", "source_id": "s", "payload": { "n": 1 } });
+    let mut again = new.clone();
+    (again["fieldpost"], again["payload"]["n"]) = (json!({ "epoch": 1, "seq": 7 }), json!(2));
+    for event in [&new, &again, &new] {
+        client.send(event);
+    }
+    client.wait_ack(3, USUAL);
+    assert_eq!(payloads(&consume_count(&Shared::get().kafka, &topic, 1, USUAL)), [2]);
+    assert_eq!(answer(&agent, &["--event", "-"], &again.to_string(), 0)["outcome"], "stored");
+    assert_eq!(answer(&agent, &["--event", "-"], &new.to_string(), 0)["outcome"], "dropped");
+}
+
 /// A configuration for the commands: no service is asked.
 fn commands(prefix: &str) -> Agent {
     Agent::prepare(|config| {

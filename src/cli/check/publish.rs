@@ -220,6 +220,10 @@ impl Answer {
         (self.when_full, self.priority) = (Some(terms.when_full.word()), terms.priority);
         let keep = routes::keep(&route.keep);
         (self.outcome, self.because) = match &route.keep {
+            _ if draft.was_taken => (
+                "stored",
+                "it says where it was before, so that its route leaves nothing of it out".to_owned(),
+            ),
             Keep::All => ("stored", "acknowledged once it is durable".to_owned()),
             Keep::Nothing => {
                 let because =

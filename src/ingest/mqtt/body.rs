@@ -55,6 +55,7 @@ pub(crate) fn draft<'a>(
             source_id: required("source_id", captures.source_id.map(Cow::Borrowed))?,
             timestamp: None,
             payload: as_it_is(payload),
+            was_taken: false,
         }),
     }
 }
@@ -73,6 +74,8 @@ fn named<'a>(captures: Captures<'a>, form: Form<'a>) -> Result<Draft<'a>, Unfit>
         source_id: required("source_id", first(captures.source_id, form.source_id))?,
         timestamp: form.timestamp,
         payload: form.payload.decode().map_err(|_: FormError| Unfit::Base64)?,
+        // No command of ours publishes what was taken before.
+        was_taken: false,
     })
 }
 
@@ -110,6 +113,7 @@ mod tests {
             source_id: "t1".into(),
             timestamp: None,
             payload,
+            was_taken: false,
         }
     }
 
