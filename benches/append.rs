@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fieldpost::buffer::{Batch, Buffer, Options, Wait};
-use fieldpost::event::{Event, EventId, Payload, Stamp};
+use fieldpost::event::{Event, EventId, Payload, Stamp, Way};
 use report::{Arguments, Row, Target, median, print};
 
 const GROUP: u64 = 1000;
@@ -121,6 +121,7 @@ fn batch(group: u64, count: u64) -> Batch {
                 clock_trusted: true,
             },
             payload: Payload::Json(&payload),
+            way: Way::USUAL,
         };
         batch.push(&event, 1 << 20).unwrap();
     }

@@ -504,6 +504,11 @@ fn status_line(stats: &Stats, buffer: &Buffer, device: &DeviceWrites) -> String 
         0 => {}
         events => line += &format!(", {events} to the fallback topic"),
     }
+    let by_route =
+        [("dropped", &stats.dropped), ("sampled out", &stats.sampled_out), ("filtered", &stats.filtered)];
+    for (word, counter) in by_route.iter().filter(|(_, counter)| counter.get() > 0) {
+        line += &format!(", {word} {}", counter.get());
+    }
     if figures.stored_bytes > 0 {
         line += &format!(", stored {} KiB", figures.stored_bytes / 1024);
         if let Some(bytes) = device.bytes() {

@@ -114,6 +114,23 @@ pub struct Event<'a> {
     pub received: Stamp,
     /// The content.
     pub payload: Payload<'a>,
+    /// Where it goes. Stored beside the events (`buffer::ways`), not in their encoding.
+    #[serde(skip)]
+    pub way: Way<'a>,
+}
+
+/// Where an event goes, as its route had it at admission: kept with it, so that no later configuration changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Way<'a> {
+    /// Its Kafka topic, or the template of it; `None`: that of the configuration, when it is sent.
+    pub topic: Option<&'a str>,
+    /// Whether no ping tells of it.
+    pub is_quiet: bool,
+}
+
+impl Way<'_> {
+    /// The way of events about which no route says anything else.
+    pub const USUAL: Way<'static> = Way { topic: None, is_quiet: false };
 }
 
 /// An event on its way in: what a producer may say, before it is validated and stamped.
@@ -131,6 +148,8 @@ pub struct Draft<'a> {
     pub timestamp: Option<Cow<'a, str>>,
     /// The content.
     pub payload: DraftPayload<'a>,
+    /// It says where it was in a buffer before, as an export or a dead letter does: its route leaves nothing of it out.
+    pub was_taken: bool,
 }
 
 /// The content of a [`Draft`]; owned where base64 had to be decoded.
@@ -196,6 +215,7 @@ impl<'a> Draft<'a> {
                 DraftPayload::Json(text) => Payload::Json(text),
                 DraftPayload::Bytes(bytes) => Payload::Bytes(bytes),
             },
+            way: Way::USUAL,
         })
     }
 }
@@ -248,6 +268,7 @@ mod tests {
             source_id: "t-1".into(),
             timestamp: Some("2026-03-01T12:00:00+01:00".into()),
             payload: DraftPayload::Json("{\"c\":21.5}"),
+            was_taken: false,
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use crate::buffer::block::{Assembly, Block, Encoder, HEADER_BYTES, Origin, RUN_BYTES_MAX};
+use crate::buffer::block::{Assembly, Block, Encoder, Events, FORMAT, HEADER_BYTES, Origin, RUN_BYTES_MAX};
 use crate::buffer::{Batch, Rank};
 use crate::event::{Event, Payload, Seq, Stamp};
 use crate::ingest::form;
@@ -186,7 +186,7 @@ fn some<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<&'de RawValu
 /// with one bit turned.
 pub fn block(bytes: &[u8]) {
     read_block(bytes);
-    read_block(&with_checksum(bytes));
+    (1..=FORMAT).for_each(|format| read_block(&with_checksum(format, bytes)));
     let mut values: Vec<Vec<u8>> = Vec::new();
     let run =
         bytes.repeat(if bytes.first() == Some(&0) { 1 } else { 1 + 2 * RUN_BYTES_MAX / bytes.len().max(1) });
@@ -194,7 +194,8 @@ pub fn block(bytes: &[u8]) {
         values.push(value.to_vec());
         Ok::<(), Infallible>(())
     };
-    let Ok(()) = Encoder::new(ORIGIN).encode(Seq(5), 0, Rank::default(), 1, &run, put);
+    let events = Events { rank: Rank::default(), count: 1, ways: &[], bytes: &run };
+    let Ok(()) = Encoder::new(ORIGIN).encode(Seq(5), 0, events, put);
     let (mut assembly, mut read) = (Assembly::default(), Vec::new());
     for value in &values {
         let block = Block::parse(value).expect("the encoder's own");
@@ -225,18 +226,21 @@ fn read_block(value: &[u8]) {
     assert!(result.is_ok() || run.len() == "before".len());
 }
 
-/// `bytes` as a block whose outside is right, so that its inside is reached.
-fn with_checksum(bytes: &[u8]) -> Vec<u8> {
+/// `bytes` as a block of a format whose outside is right, so that its inside is reached.
+fn with_checksum(format: u8, bytes: &[u8]) -> Vec<u8> {
     let mut value = bytes.to_vec();
     value.resize(value.len().max(HEADER_BYTES), 0);
-    let body_bytes = u32::try_from(value.len() - HEADER_BYTES).unwrap_or(u32::MAX);
+    let rest_bytes = u32::try_from(value.len() - 12).unwrap_or(u32::MAX);
     let mut set = |at: usize, field: &[u8]| {
         value.get_mut(at..at + field.len()).expect("inside the header").copy_from_slice(field);
     };
     set(0, b"fpB");
-    set(3, &[crate::buffer::block::FORMAT]);
-    set(32, &body_bytes.to_le_bytes());
-    let checksum = crc32fast::hash(value.get(8..).unwrap_or_default());
+    set(3, &[format]);
+    set(8, &rest_bytes.to_le_bytes());
+    let mut checksum = crc32fast::Hasher::new();
+    checksum.update(&[format]);
+    checksum.update(value.get(8..).unwrap_or_default());
+    let checksum = checksum.finalize();
     value.get_mut(4..8).expect("inside the header").copy_from_slice(&checksum.to_le_bytes());
     value
 }

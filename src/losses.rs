@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::buffer::ledger::{Entry, Reason};
 use crate::buffer::{Batch, Buffer, Rank, Terms, Wait, WhenFull};
-use crate::event::{Event, EventId, LOSS_TYPE, OWN_SOURCE_TYPE, Payload};
+use crate::event::{Event, EventId, LOSS_TYPE, OWN_SOURCE_TYPE, Payload, Way};
 use crate::log::Limited;
 use crate::stats::{Stats, Watched};
 use crate::system::Clock;
@@ -151,6 +151,7 @@ impl Losses {
             timestamp: None,
             received: self.clock.now(),
             payload: Payload::Json(&payload),
+            way: Way::USUAL,
         };
         let mut batch = Batch::new();
         batch.set_terms(Terms { when_full: WhenFull::Reject, priority: Rank::PRIORITY_MAX });

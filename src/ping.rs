@@ -101,7 +101,7 @@ impl ChannelTemplate {
     }
 }
 
-/// Where pings go: cloned into the stage that offers them (`redis.ping_after`).
+/// Where pings go, of events whose way is not quiet: cloned into the stage that offers them (`redis.ping_after`).
 #[derive(Debug, Clone)]
 pub struct Pings {
     /// The sink's bounded queue.
@@ -115,13 +115,18 @@ pub struct Pings {
 impl Pings {
     /// Offers a ping for each event. What does not fit is dropped and counted; nothing waits.
     pub fn offer<'e>(&self, events: impl Iterator<Item = Event<'e>>) {
-        for event in events {
+        for event in events.filter(|event| !event.way.is_quiet) {
             // Order: a place first, so that a full queue costs no rendering.
             match self.queue.try_reserve() {
                 Ok(place) => place.send(self.channel.ping(&event)),
                 Err(_) => self.stats.pings_dropped.add(1),
             }
         }
+    }
+
+    /// The ping of an event to be offered later, if it is to have one.
+    pub fn make(&self, event: &Event<'_>) -> Option<Ping> {
+        (!event.way.is_quiet).then(|| self.channel.ping(event))
     }
 
     /// Offers a ping that was made earlier.
@@ -135,7 +140,7 @@ impl Pings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{EventId, Payload, Stamp};
+    use crate::event::{EventId, Payload, Stamp, Way};
 
     fn event() -> Event<'static> {
         Event {
@@ -146,6 +151,7 @@ mod tests {
             timestamp: None,
             received: Stamp { wall_us: 0, boot_us: 0, clock_trusted: true },
             payload: Payload::Json("1"),
+            way: Way::USUAL,
         }
     }
 
@@ -158,6 +164,18 @@ mod tests {
         pings.offer([event(), event(), event(), event()].into_iter());
         assert_eq!(stats.pings_dropped.get(), 2);
         assert_eq!(received.try_recv().unwrap().channel, "c");
+    }
+
+    #[test]
+    fn a_quiet_event_has_no_ping() {
+        let (queue, mut received) = mpsc::channel(2);
+        let stats = Arc::new(Stats::default());
+        let pings = Pings { queue, channel: ChannelTemplate::parse("{type}").unwrap(), stats };
+        let quiet = Event { kind: "quiet", way: Way { topic: None, is_quiet: true }, ..event() };
+        pings.offer([quiet, event(), quiet].into_iter());
+        assert_eq!(received.try_recv().unwrap().channel, "reading");
+        assert!(received.try_recv().is_err() && pings.stats.pings_dropped.get() == 0);
+        assert_eq!((pings.make(&quiet), pings.make(&event()).is_some()), (None, true));
     }
 
     #[test]

@@ -134,6 +134,12 @@ pub struct Stats {
     pub too_large: Watched,
     /// Events refused because the buffer was full or not writable in time.
     pub refused: Watched,
+    /// Events that a route with `drop = true` left out.
+    pub dropped: Counter,
+    /// Events that a route with `sample` left out.
+    pub sampled_out: Counter,
+    /// Events that a route with `report = "changes"` left out.
+    pub filtered: Counter,
     /// Acknowledgements of an older MQTT connection that were dropped; the broker delivers those again.
     pub mqtt_acks_dropped: Counter,
     /// QoS 0 publishes dropped because the buffer could not take them in time (nobody waits for an answer).

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fieldpost::buffer::block::Origin;
-use fieldpost::event::{Event, EventId, Payload, Seq, Stamp};
+use fieldpost::event::{Event, EventId, Payload, Seq, Stamp, Way};
 use fieldpost::sink::record::templates::Template;
 use fieldpost::sink::record::{self, Formatter};
 use rdkafka::ClientConfig;
@@ -172,6 +172,7 @@ fn records(topic: &str) -> Vec<OwnedRecord> {
                     clock_trusted: true,
                 },
                 payload: Payload::Json(&socket::payload(n)),
+                way: Way::USUAL,
             };
             let origin = Origin { epoch: 1, boot: [7; 16] };
             let formatted = formatter.format(Seq(1_000_000 + n), origin, &event, |record| OwnedRecord {

@@ -1,6 +1,7 @@
 //! A run of encoded events on its way into the buffer.
 
-use super::block::Rank;
+use super::block::{Events, Rank};
+use super::ways::Ways;
 use crate::event::Event;
 
 /// What to do with events that find no room.
@@ -13,6 +14,17 @@ pub enum WhenFull {
     Reject,
     /// The oldest events that came under this policy go for them, those of lower priority first.
     DropOldest,
+}
+
+impl WhenFull {
+    /// As it is written in the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Reject => "reject",
+            Self::DropOldest => "drop_oldest",
+        }
+    }
 }
 
 /// What was agreed about events when they came: how they behave when there is no room.
@@ -41,6 +53,8 @@ pub struct Batch {
     terms: Terms,
     /// Where the rank changes: number of events up to there, and their rank.
     ranks: Vec<(usize, Rank)>,
+    /// Where they go.
+    ways: Ways,
     /// Whether an event in it waits for room.
     is_patient: bool,
     /// The highest priority in it.
@@ -56,14 +70,15 @@ impl Batch {
     /// Encodes `event` behind the others and returns its encoded size in bytes.
     ///
     /// # Errors
-    /// The encoded event is larger than `bytes_max`: the batch is as it was, the error is the size.
+    /// The encoded event is larger than `bytes_max`, or its way cannot be stored ([`TOPICS_MAX`](super::TOPICS_MAX),
+    /// [`TOPIC_BYTES_MAX`](super::TOPIC_BYTES_MAX)): the batch is as it was, the error is the size.
     pub fn push(&mut self, event: &Event<'_>, bytes_max: usize) -> Result<usize, usize> {
         let start = self.bytes.len();
         // Writing to a Vec cannot fail and an Event holds only what postcard can encode; a failure would leave a
         // torn event behind, so it is taken back like one that is too large.
         let encoded = postcard::to_io(event, &mut self.bytes).is_ok();
         let size = self.bytes.len() - start;
-        if !encoded || size > bytes_max {
+        if !encoded || size > bytes_max || !self.ways.push(event.way, self.ends.len() + 1) {
             self.bytes.truncate(start);
             return Err(size);
         }
@@ -114,20 +129,29 @@ impl Batch {
         starts.zip(&self.ends).filter_map(|(start, &end)| self.bytes.get(start..end))
     }
 
-    /// The encoded events from the `at`th on that have one rank and together stay within `bytes_max` and `count_max`,
-    /// at least one; `None` behind the last.
-    pub(super) fn run(&self, at: usize, bytes_max: usize, count_max: u16) -> Option<(&[u8], u16, Rank)> {
+    /// The encoded events from the `at`th on that have one rank and together, with their ways, stay within `bytes_max` and
+    /// `count_max`, at least one; `None` behind the last. `ways` is space for their ways.
+    pub(super) fn run<'s>(
+        &'s self,
+        at: usize,
+        bytes_max: usize,
+        count_max: u16,
+        ways: &'s mut Vec<u8>,
+    ) -> Option<Events<'s>> {
         let &(same_until, rank) = self.ranks.iter().find(|(end, _)| *end > at)?;
         let start = at.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
-        let ends = self.ends.get(at..same_until)?.iter().copied().zip(1..=count_max);
-        let mut fitting = ends.take_while(|&(end, count)| count == 1 || end - start <= bytes_max);
-        let (end, count) = fitting.by_ref().last()?;
-        Some((self.bytes.get(start..end)?, count, rank))
+        let ends = self.ends.get(at..same_until)?.iter().copied().zip(self.ways.costs(at)).zip(1..=count_max);
+        let mut fitting =
+            ends.take_while(|&((end, cost), count)| count == 1 || end - start + cost <= bytes_max);
+        let ((end, _), count) = fitting.by_ref().last()?;
+        self.ways.write(at, count.into(), ways);
+        Some(Events { rank, count, ways, bytes: self.bytes.get(start..end)? })
     }
 
     /// The events one by one, decoded without copying.
     pub fn events(&self) -> impl Iterator<Item = Event<'_>> {
-        self.encoded().filter_map(|bytes| postcard::from_bytes(bytes).ok())
+        let decoded = self.encoded().zip(self.ways.iter(0));
+        decoded.filter_map(|(bytes, way)| Some(Event { way, ..postcard::from_bytes(bytes).ok()? }))
     }
 
     /// Forgets the events and keeps the memory for the next ones.
@@ -135,6 +159,7 @@ impl Batch {
         self.bytes.clear();
         self.ends.clear();
         self.ranks.clear();
+        self.ways.clear();
         (self.is_patient, self.priority) = (false, 0);
     }
 }
@@ -142,7 +167,7 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{EventId, Payload, Stamp};
+    use crate::event::{EventId, Payload, Stamp, Way};
 
     fn event(payload: &str) -> Event<'_> {
         Event {
@@ -153,6 +178,7 @@ mod tests {
             timestamp: None,
             received: Stamp { wall_us: -1, boot_us: 2, clock_trusted: false },
             payload: Payload::Json(payload),
+            way: Way::default(),
         }
     }
 
@@ -179,7 +205,8 @@ mod tests {
             batch.push(&event("1"), 1000).unwrap();
         }
         let (mut at, mut runs) = (0, Vec::new());
-        while let Some((_, count, rank)) = batch.run(at, 1000, 10) {
+        let mut ways = Vec::new();
+        while let Some(Events { count, rank, .. }) = batch.run(at, 1000, 10, &mut ways) {
             at += usize::from(count);
             runs.push((count, rank));
         }
@@ -187,6 +214,29 @@ mod tests {
         assert!(batch.is_patient() && batch.priority() == 7);
         batch.clear();
         assert!(!batch.is_patient() && batch.priority() == 0);
+    }
+
+    #[test]
+    fn a_run_leaves_room_for_the_ways_of_its_events() {
+        let mut batch = Batch::new();
+        let topics = ["a".repeat(100), "b".repeat(100)];
+        let way =
+            |n: usize| Way { topic: topics.get(n % 3).map(String::as_str), is_quiet: n.is_multiple_of(5) };
+        for n in 0..30 {
+            batch.push(&Event { way: way(n), ..event("12345678") }, 1000).unwrap();
+        }
+        assert!(batch.events().enumerate().all(|(n, event)| event.way == way(n)));
+        let (mut at, mut space, mut runs) = (0, Vec::new(), 0);
+        while let Some(Events { count, ways, bytes, .. }) = batch.run(at, 500, 1000, &mut space) {
+            assert!(ways.len() + bytes.len() <= 500 && ways.len() > 200 && count > 3);
+            (at, runs) = (at + usize::from(count), runs + 1);
+        }
+        assert!(at == 30 && runs > 1);
+        let used = batch.ways.clone();
+        batch.clear();
+        assert_ne!(batch.ways, used);
+        batch.push(&event("1"), 1000).unwrap();
+        assert!(batch.run(0, 500, 1000, &mut space).unwrap().ways.is_empty());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The stored form of events: blocks. Pure codec.
 //!
 //! A block is one value in a generation: a header and a body. The body is a run of postcard events
-//! (`crate::event`), lz4-compressed when that makes it smaller. An event too large for one block is cut into
+//! (`crate::event`), in format 2 with their ways before them (`ways`), lz4-compressed when that makes it smaller. A block
+//! whose events all go the usual way is written in format 1, which costs them nothing. An event too large for one block is cut into
 //! chunks, each a block of its own with the same sequence number, so that no value ever reaches the size at which
 //! sled would move it into a blob file that is never synced (more than `segment_size / 4 / 17` bytes).
 //!
@@ -12,7 +13,7 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 3 | magic `fpB` |
-//! | 3 | 1 | format version, [`FORMAT`] |
+//! | 3 | 1 | format version, up to [`FORMAT`] |
 //! | 4 | 4 | CRC-32 (IEEE) of the version and everything behind this field |
 //! | 8 | 4 | length of everything behind this field |
 //! | 12 | 8 | sequence number of the first event; of a cursor: the cursor |
@@ -31,10 +32,14 @@ use thiserror::Error;
 
 use crate::event::Seq;
 
-/// Version of header and event encoding; an unknown one is not read and not touched.
-pub const FORMAT: u8 = 1;
+/// The latest version of header and event encoding, of blocks that say where their events go; a later one is not read and
+/// not touched.
+pub const FORMAT: u8 = 2;
 
-/// Most bytes of events in one block before compression. With the header a value has at most 7,056 bytes, below the
+/// The version of all other blocks.
+const FORMAT_PLAIN: u8 = 1;
+
+/// Most bytes of events and their ways in one block before compression. With the header a value has at most 7,056 bytes, below the
 /// 7,710 that a 512 KiB segment allows (see the module doc).
 pub const RUN_BYTES_MAX: usize = 7_000;
 
@@ -142,8 +147,23 @@ pub struct Block<'a> {
     pub rank: Rank,
     /// Length of the whole run before compression; of a gap: number of positions.
     pub run_bytes: u32,
+    /// Whether the run begins with the ways of its events.
+    pub has_ways: bool,
     is_lz4: bool,
     body: &'a [u8],
+}
+
+/// Events that share a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Events<'a> {
+    /// Who goes first when there is no room.
+    pub rank: Rank,
+    /// How many there are.
+    pub count: u16,
+    /// Where they go; empty when all go the usual way.
+    pub ways: &'a [u8],
+    /// The events, encoded.
+    pub bytes: &'a [u8],
 }
 
 impl<'a> Block<'a> {
@@ -163,9 +183,11 @@ impl<'a> Block<'a> {
         if checksum(format, checked.ok_or(BlockError::NotABlock)?) != crc {
             return Err(BlockError::Checksum);
         }
-        if format != FORMAT {
-            return Err(BlockError::Newer(format));
-        }
+        let has_ways = match format {
+            FORMAT_PLAIN => false,
+            FORMAT => true,
+            _ => return Err(BlockError::Newer(format)),
+        };
         fields.0 = fields.0.get(..rest_bytes).ok_or(BlockError::NotABlock)?;
         let first = Seq(u64::from_le_bytes(fields.take()?));
         let epoch = u32::from_le_bytes(fields.take()?);
@@ -198,7 +220,20 @@ impl<'a> Block<'a> {
             return Err(BlockError::Inconsistent);
         }
         let (origin, rank, body) = (Origin { epoch, boot }, Rank::from_byte(rank), fields.0);
-        Ok(Self { kind, first, origin, unsynced, count, chunk, chunks, rank, run_bytes, is_lz4, body })
+        Ok(Self {
+            kind,
+            first,
+            origin,
+            unsynced,
+            count,
+            chunk,
+            chunks,
+            rank,
+            run_bytes,
+            has_ways,
+            is_lz4,
+            body,
+        })
     }
 
     /// Bytes of the whole block.
@@ -222,7 +257,7 @@ impl<'a> Block<'a> {
         before.chunk.checked_add(1) == Some(self.chunk) && bodyless(self, 0) == bodyless(before, 0)
     }
 
-    /// Appends the events of an unchunked block to `run`.
+    /// Appends the run of an unchunked block to `run`: its events, with their ways before them if it has any.
     ///
     /// # Errors
     /// [`BlockError::Inconsistent`]: `run` is as it was.
@@ -312,6 +347,7 @@ impl Fields<'_> {
 #[derive(Debug)]
 pub struct Encoder {
     origin: Origin,
+    run: Vec<u8>,
     packed: Vec<u8>,
     value: Vec<u8>,
 }
@@ -319,11 +355,11 @@ pub struct Encoder {
 impl Encoder {
     /// An encoder for one run of the agent.
     pub fn new(origin: Origin) -> Self {
-        Self { origin, packed: Vec::new(), value: Vec::new() }
+        Self { origin, run: Vec::new(), packed: Vec::new(), value: Vec::new() }
     }
 
-    /// Encodes a run of `count` events whose first is `first` and before which `unsynced` were not synced, and hands each value with its chunk index to `put`:
-    /// one value for a run up to [`RUN_BYTES_MAX`], several for a single larger event.
+    /// Encodes `events` whose first is `first` and before which `unsynced` were not synced, and hands each value with its
+    /// chunk index to `put`: one value for a run up to [`RUN_BYTES_MAX`], several for a single larger event.
     ///
     /// # Errors
     /// Whatever `put` answers; values before it were put.
@@ -331,11 +367,18 @@ impl Encoder {
         &mut self,
         first: Seq,
         unsynced: u32,
-        rank: Rank,
-        count: u16,
-        run: &[u8],
+        events: Events<'_>,
         mut put: impl FnMut(u16, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
+        let Events { rank, count, ways, bytes } = events;
+        self.run.clear();
+        let run = if ways.is_empty() {
+            bytes
+        } else {
+            self.run.extend_from_slice(ways);
+            self.run.extend_from_slice(bytes);
+            &self.run
+        };
         self.packed.resize(lz4_flex::block::get_maximum_output_size(run.len()), 0);
         let packed_bytes = lz4_flex::block::compress_into(run, &mut self.packed).unwrap_or(usize::MAX);
         let (body, kind) = match self.packed.get(..packed_bytes) {
@@ -344,6 +387,7 @@ impl Encoder {
         };
         let chunks = u16::try_from(body.chunks(RUN_BYTES_MAX).len()).unwrap_or(u16::MAX);
         let head = Head {
+            format: if ways.is_empty() { FORMAT_PLAIN } else { FORMAT },
             kind,
             first,
             origin: self.origin,
@@ -373,7 +417,8 @@ impl Encoder {
 
     fn bodyless(&mut self, kind: u8, first: Seq, run_bytes: u32) -> &[u8] {
         let (origin, rank) = (self.origin, Rank::default());
-        Head { kind, first, origin, unsynced: 0, count: 1, chunk: 0, chunks: 1, rank, run_bytes }
+        let format = FORMAT_PLAIN;
+        Head { format, kind, first, origin, unsynced: 0, count: 1, chunk: 0, chunks: 1, rank, run_bytes }
             .write(&[], &mut self.value);
         &self.value
     }
@@ -382,6 +427,7 @@ impl Encoder {
 /// The header's fields behind the length.
 #[derive(Debug, Clone, Copy)]
 struct Head {
+    format: u8,
     kind: u8,
     first: Seq,
     origin: Origin,
@@ -397,7 +443,7 @@ impl Head {
     fn write(self, body: &[u8], value: &mut Vec<u8>) {
         value.clear();
         value.extend_from_slice(&MAGIC);
-        value.push(FORMAT);
+        value.push(self.format);
         value.extend_from_slice(&[0; 4]);
         let rest_bytes = HEADER_BYTES - PRELUDE_BYTES + body.len();
         value.extend_from_slice(&u32::try_from(rest_bytes).unwrap_or(u32::MAX).to_le_bytes());
@@ -411,7 +457,7 @@ impl Head {
         value.extend_from_slice(&self.run_bytes.to_le_bytes());
         value.extend_from_slice(&self.origin.boot);
         value.extend_from_slice(body);
-        let crc = checksum(FORMAT, value.get(CHECKED_FROM..).unwrap_or_default());
+        let crc = checksum(self.format, value.get(CHECKED_FROM..).unwrap_or_default());
         if let Some(place) = value.get_mut(4..CHECKED_FROM) {
             place.copy_from_slice(&crc.to_le_bytes());
         }
@@ -430,8 +476,12 @@ mod tests {
     const RANK: Rank = Rank { priority: 4, evictable: true };
 
     fn values(run: &[u8], count: u16) -> Vec<Vec<u8>> {
+        values_of(Events { rank: RANK, count, ways: &[], bytes: run })
+    }
+
+    fn values_of(events: Events<'_>) -> Vec<Vec<u8>> {
         let mut values = Vec::new();
-        let done = Encoder::new(ORIGIN).encode(Seq(41), 2, RANK, count, run, |chunk, value| {
+        let done = Encoder::new(ORIGIN).encode(Seq(41), 2, events, |chunk, value| {
             assert_eq!(usize::from(chunk), values.len());
             values.push(value.to_vec());
             Ok::<_, Infallible>(())
@@ -465,6 +515,22 @@ mod tests {
         block.unpack(&mut out).unwrap();
         assert_eq!(out, [b"before", run.as_slice()].concat());
         assert!(values[0].len() < HEADER_BYTES + run.len(), "compressed");
+    }
+
+    #[test]
+    fn a_block_with_ways_is_of_the_second_format_and_others_stay_in_the_first() {
+        for bytes in [&b"events"[..], &noise(2 * RUN_BYTES_MAX)] {
+            let plain = values(bytes, 1);
+            let values = values_of(Events { rank: RANK, count: 1, ways: b"\x00\x01\x80", bytes });
+            assert!(plain.iter().all(|value| value[3] == 1) && values.iter().all(|value| value[3] == 2));
+            let (mut assembly, mut out) = (Assembly::default(), Vec::new());
+            for value in &values {
+                let block = Block::parse(value).unwrap();
+                assert!(block.has_ways && !Block::parse(&plain[0]).unwrap().has_ways);
+                assembly.take(&block, &mut out).unwrap();
+            }
+            assert_eq!(out, [b"\x00\x01\x80", bytes].concat());
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use super::block::{Encoder, Origin, Rank};
+use super::block::{Encoder, Events, Origin, Rank};
 use super::memory::{Cut, MemoryShelf};
 use super::scan::scan;
 use super::sled::SledShelf;
@@ -105,7 +105,8 @@ fn block(first: u64, bytes: usize, seed: u64) -> Vec<u8> {
         Ok::<_, std::convert::Infallible>(())
     };
     let origin = Origin { epoch: 1, boot: [0; 16] };
-    assert_eq!(Encoder::new(origin).encode(Seq(first), 0, Rank::default(), 1, &run, put), Ok(()));
+    let events = Events { rank: Rank::default(), count: 1, ways: &[], bytes: &run };
+    assert_eq!(Encoder::new(origin).encode(Seq(first), 0, events, put), Ok(()));
     value
 }
 

@@ -34,6 +34,7 @@ pub mod scan;
 mod sled;
 pub mod store;
 pub mod view;
+mod ways;
 mod writer;
 
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub use block::Rank;
 pub use generations::Figures;
 pub use identity::LogName;
 pub use run::Run;
+pub use ways::{TOPIC_BYTES_MAX, TOPICS_MAX};
 
 use generations::{Generations, Limits};
 use identity::{HighWater, Identity};

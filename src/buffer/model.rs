@@ -21,7 +21,7 @@ use super::reserve::Reserve;
 use super::run::Run;
 use super::sled::SledShelf;
 use super::store::{Shelf, StoreError};
-use crate::event::{Event, EventId, Payload, Seq, Stamp};
+use crate::event::{Event, EventId, Payload, Seq, Stamp, Way};
 
 #[derive(Debug, Clone, Copy)]
 enum Action {
@@ -120,6 +120,16 @@ impl Sample {
         }
         payload
     }
+
+    /// Every other five events have ways of their own.
+    fn way(self) -> Way<'static> {
+        let topic = match self.id % 10 {
+            2 | 3 => Some("alarms"),
+            4 => Some("events.{source_type}"),
+            _ => None,
+        };
+        Way { topic, is_quiet: self.id % 10 == 1 || self.id % 10 == 3 }
+    }
 }
 
 fn batch(samples: &[Sample]) -> Batch {
@@ -135,6 +145,7 @@ fn batch(samples: &[Sample]) -> Batch {
             timestamp: None,
             received: Stamp { wall_us: 1, boot_us: 2, clock_trusted: true },
             payload: Payload::Bytes(&payload),
+            way: sample.way(),
         };
         batch.push(&event, usize::MAX).unwrap();
     }
@@ -446,6 +457,7 @@ impl<'a, M: Medium> Model<'a, M> {
             last = seq;
             let id: u64 = event.id.text(&mut [0; 36]).parse().unwrap();
             let payload = self.samples[id as usize].payload();
+            assert_eq!(event.way, self.samples[id as usize].way());
             prop_assert_eq!(event.payload, Payload::Bytes(&payload));
             let known = *self.known.entry(seq.0).or_insert(id);
             prop_assert_eq!(known, id, "position {} stands for two events", seq);

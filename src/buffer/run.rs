@@ -1,7 +1,8 @@
 //! Events on their way out: a run of decompressed blocks.
 
-use super::block::Origin;
+use super::block::{Block, Origin};
 use super::generations::last_event;
+use super::ways::Stored;
 use crate::event::{Event, Seq, Stamp};
 
 /// Events in order, each with its position, decoded without a copy. Made once and filled again and again.
@@ -23,6 +24,23 @@ struct Span {
     origin: Origin,
     start: usize,
     end: usize,
+    has_ways: bool,
+}
+
+impl Span {
+    /// Ways and events in `bytes`, those of the whole run.
+    fn split<'r>(&self, bytes: &'r [u8]) -> (Stored<'r>, &'r [u8]) {
+        let bytes = bytes.get(self.start..self.end).unwrap_or_default();
+        if self.has_ways {
+            Stored::split(bytes, self.count).unwrap_or_default()
+        } else {
+            (Stored::default(), bytes)
+        }
+    }
+
+    fn last_event<'r>(&self, bytes: &'r [u8]) -> Option<Event<'r>> {
+        last_event(self.split(bytes).1, self.count)
+    }
 }
 
 impl Run {
@@ -49,10 +67,11 @@ impl Run {
         &mut self.bytes
     }
 
-    /// Takes what was unpacked since the last call as the `count` events from `first` on.
-    pub(super) fn close(&mut self, first: Seq, count: u16, origin: Origin) {
+    /// Takes what was unpacked since the last call as the events of `block`.
+    pub(super) fn close(&mut self, block: &Block<'_>) {
+        let &Block { first, count, origin, has_ways, .. } = block;
         let start = std::mem::replace(&mut self.closed, self.bytes.len());
-        self.blocks.push(Span { first, count, origin, start, end: self.bytes.len() });
+        self.blocks.push(Span { first, count, origin, start, end: self.bytes.len(), has_ways });
     }
 
     /// Drops what was unpacked since the last [`Run::close`].
@@ -66,7 +85,7 @@ impl Run {
         let mut dropped = Vec::new();
         let bytes = &self.bytes;
         self.blocks.retain(|span| {
-            let newest = last_event(bytes.get(span.start..span.end).unwrap_or_default(), span.count);
+            let newest = span.last_event(bytes);
             let goes = newest.is_some_and(|event| is_dropped(span.origin, event.received));
             if goes {
                 dropped.push((span.first, span.first.plus(u64::from(span.count) - 1)));
@@ -79,7 +98,7 @@ impl Run {
     /// Origin and time of the last event in it.
     pub(super) fn newest(&self) -> Option<(Origin, Stamp)> {
         let span = self.blocks.last()?;
-        let event = last_event(self.bytes.get(span.start..span.end)?, span.count)?;
+        let event = span.last_event(&self.bytes)?;
         Some((span.origin, event.received))
     }
 
@@ -98,13 +117,13 @@ impl Run {
         self.blocks
             .iter()
             .flat_map(move |span| {
-                let mut rest = self.bytes.get(span.start..span.end).unwrap_or_default();
+                let (mut ways, mut rest) = span.split(&self.bytes);
                 (0..u64::from(span.count)).map_while(move |index| {
                     // The block's checksum held, so a decoding error would be a bug of the same version's encoder; the
                     // events behind it in this block could not be told apart any more.
                     let (event, tail) = postcard::take_from_bytes::<Event<'_>>(rest).ok()?;
                     rest = tail;
-                    Some((span.first.plus(index), span.origin, event))
+                    Some((span.first.plus(index), span.origin, Event { way: ways.next_way(), ..event }))
                 })
             })
             .filter(|(seq, ..)| *seq > self.after)

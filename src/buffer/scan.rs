@@ -150,7 +150,7 @@ mod tests {
     use std::convert::Infallible;
 
     use super::*;
-    use crate::buffer::block::{Encoder, Origin, Rank};
+    use crate::buffer::block::{Encoder, Events, Origin, Rank};
     use crate::event::Seq;
 
     fn blocks(seed: u64, count: u64) -> Vec<Vec<u8>> {
@@ -163,7 +163,8 @@ mod tests {
                 values.push(value.to_vec());
                 Ok::<_, Infallible>(())
             };
-            assert_eq!(encoder.encode(Seq(n + 1), 0, Rank::default(), 1, &run, put), Ok(()));
+            let events = Events { rank: Rank::default(), count: 1, ways: &[], bytes: &run };
+            assert_eq!(encoder.encode(Seq(n + 1), 0, events, put), Ok(()));
         }
         values
     }
@@ -212,7 +213,8 @@ mod tests {
             Ok::<_, Infallible>(())
         };
         let run: Vec<u8> = inner.iter().copied().take(6_900).collect();
-        assert_eq!(encoder.encode(Seq(77), 0, Rank::default(), 1, &run, put), Ok(()));
+        let events = Events { rank: Rank::default(), count: 1, ways: &[], bytes: &run };
+        assert_eq!(encoder.encode(Seq(77), 0, events, put), Ok(()));
         assert_eq!(found(&outer).0, [77]);
     }
 

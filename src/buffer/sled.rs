@@ -399,7 +399,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::buffer::block::{Encoder, Origin, Rank};
+    use crate::buffer::block::{Encoder, Events, Origin, Rank};
     use crate::buffer::scan::scan;
 
     /// What is left of a file when the power goes and only its length of the last sync was written down: what was
@@ -418,7 +418,8 @@ mod tests {
                 for n in 0..group {
                     let run: Vec<u8> = (0..rng.usize(3_000..7_000)).map(|_| rng.u8(..)).collect();
                     let put = |_, block: &[u8]| store.put(&next.to_be_bytes(), block);
-                    encoder.encode(Seq(next), 0, Rank::default(), 1, &run, put).unwrap();
+                    let events = Events { rank: Rank::default(), count: 1, ways: &[], bytes: &run };
+                    encoder.encode(Seq(next), 0, events, put).unwrap();
                     next += 1;
                     // Half of the seeds drain meanwhile what is far behind.
                     if seed % 2 == 1 && drained + 40 < synced {

@@ -8,7 +8,7 @@
 
 use super::memory::{Cut, MemoryShelf};
 use super::*;
-use crate::event::{Event, EventId, Payload, Stamp};
+use crate::event::{Event, EventId, Payload, Stamp, Way};
 
 const BOOT: [u8; 16] = [1; 16];
 
@@ -62,6 +62,7 @@ fn push(batch: &mut Batch, id: u64, received: Stamp, payload: &str) {
         timestamp: None,
         received,
         payload: Payload::Json(payload),
+        way: Way::USUAL,
     };
     batch.push(&event, usize::MAX).unwrap();
 }

@@ -9,6 +9,7 @@ pub mod demo;
 pub mod exit;
 mod line;
 pub mod load;
+mod routes;
 pub mod run;
 pub mod schema;
 pub mod send;

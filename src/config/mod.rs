@@ -55,6 +55,8 @@ pub struct Limits {
     pub memory_bytes_max: usize,
     /// Longest wait of a socket's event for the buffer; also in [`unix::Options`].
     pub append_timeout: Duration,
+    /// Most sources and types that routes remember; also in [`Routes`].
+    pub sources_max: usize,
 }
 
 /// When a ping goes.

@@ -14,7 +14,7 @@ use super::problem::{Problem, Source};
 use super::source::{Sources, variable_of};
 use super::units;
 use super::value::{
-    Found, Shown, Value, entries, fact, in_range, integer, list, quote, scalar, text, wrong_type,
+    Found, Shown, Value, entries, fact, in_range, integer, list, number, quote, scalar, text, wrong_type,
 };
 use crate::secret::{Password, Secret};
 
@@ -104,6 +104,16 @@ impl Reader {
         let allowed = format!("{} to {}", range.start(), range.end());
         let parse = |value: &Value| in_range(integer(value)?, &range);
         self.value(key, allowed, default, parse, |n| Shown::Integer(*n))
+    }
+
+    /// A number that need not be whole.
+    pub(super) fn number(&mut self, key: Key, default: f64, range: RangeInclusive<f64>) -> f64 {
+        let allowed = format!("{} to {}", range.start(), range.end());
+        let parse = |value: &Value| match number(value)? {
+            number if number.is_nan() => Err("not a number".to_owned()),
+            number => in_range(number, &range),
+        };
+        self.value(key, allowed, default, parse, |number| Shown::Number(number.to_string()))
     }
 
     /// A number of bytes.

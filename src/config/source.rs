@@ -165,7 +165,9 @@ impl Page<'_> {
             DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
                 .map_or(Value::Other("a number beyond 64 bits"), Value::Integer),
             DeValue::Boolean(fact) => Value::Bool(*fact),
-            DeValue::Float(_) => Value::Other("a fraction"),
+            DeValue::Float(number) => {
+                number.as_str().replace('_', "").parse().map_or(Value::Other("a fraction"), Value::Fraction)
+            }
             DeValue::Datetime(_) => Value::Other("a date"),
             DeValue::Array(items) => {
                 Value::List(items.iter().map(|i| self.found(i, self.source(i.span().start))).collect())

@@ -11,7 +11,8 @@ use crate::buffer::WhenFull;
 use crate::config::problem::Problem;
 use crate::config::reader::{Declared, DeclaredDefault, Outcome};
 use crate::config::source::variable_of;
-use crate::ingest::route::{Pattern, Route};
+use crate::ingest::route::{Deadband, Keep, Pattern, Pointer, Report, Route};
+use crate::ingest::topic::TopicFilter;
 use crate::secret::Password;
 use crate::sink::kafka_security::{Login, Mechanism, Security};
 use crate::sink::record::templates::{Allowed, KEY_FIELDS, TOPIC_FIELDS, Template};
@@ -145,19 +146,76 @@ fn a_route_is_checked_like_everything_else() {
         load_with("", &[("FIELDPOST_ROUTE__TYPE", "a")]).unwrap_err(),
         "FIELDPOST_ROUTE__TYPE: no variable can set this: [[route]] stands in the file only"
     );
+}
+
+#[test]
+fn routes_have_their_limits() {
     let routes = |count| (0..count).map(|n| format!("[[route]]\ntype = \"{n}\"\n")).collect::<String>();
     assert_eq!(load(&routes(64)).unwrap().config.routes.all().len(), 64);
     assert_eq!(
         load(&routes(65)).unwrap_err(),
         "fieldpost.toml:129: [[route]] is there 65 times; allowed: at most 64"
     );
+    let route = |kind: &str, topic: &str| {
+        format!("[[route]]\ntype = \"{kind}\"\ntopic = \"{}\"\n", topic.repeat(200))
+    };
+    let five: String = ["a", "b", "c", "d", "e"].map(|name| route(name, name)).concat();
+    assert_eq!(load(&format!("{five}{}", route("f", "e"))).unwrap().config.routes.all().len(), 6);
+    assert_eq!(
+        load(&format!("{five}{}{}", route("f", "f"), route("g", "g"))).unwrap_err(),
+        "fieldpost.toml:16: route.topic makes 1200 bytes of different topics; allowed: 1000, because every block of the buffer \
+         names those of its events"
+    );
     let longest = format!("[[route]]\ntype = \"{}\"", "x".repeat(257));
     assert!(load(&longest).unwrap_err().contains("257 bytes long; allowed: 1 to 256 bytes"));
 }
 
 #[test]
+fn what_a_route_agrees_must_fit_together() {
+    for (text, message) in [
+        (
+            "[[route]]\ndrop = true\ntopic = \"t\"\nping = false\nsample = 2",
+            "fieldpost.toml:3: route.topic = \"t\": has no effect with route.drop = true: nothing of its events goes on\n\
+             fieldpost.toml:4: route.ping = false: has no effect with route.drop = true: nothing of its events goes on\n\
+             fieldpost.toml:5: route.sample = 2: has no effect with route.drop = true: nothing of its events goes on",
+        ),
+        (
+            "[[route]]\nsample = 2\nreport = \"changes\"\ndeadband = 1",
+            "fieldpost.toml:2: route.sample = 2: does not go with route.report = \"changes\": what is sampled out could be the \
+             one change\n\
+             fieldpost.toml:4: route.deadband = 1: needs route.value, which says where the number is",
+        ),
+        (
+            "[[route]]\nvalue = \"/c\"\nmax_silence = \"1s\"",
+            "fieldpost.toml:2: route.value = \"/c\": needs route.report = \"changes\"\n\
+             fieldpost.toml:3: route.max_silence = \"1s\": needs route.report = \"changes\"",
+        ),
+        (
+            "[[route]]\nreport = \"changes\"\nvalue = \"c\"\ndeadband = -1",
+            "fieldpost.toml:3: route.value = \"c\": a JSON pointer is empty or begins with `/`, as `/celsius`; allowed: a JSON \
+             pointer of up to 256 bytes\n\
+             fieldpost.toml:4: route.deadband = -1: too small; allowed: 0 to 1000000000000000",
+        ),
+        (
+            "[[route]]\ndeadband = nan",
+            "fieldpost.toml:2: route.deadband = nan: not a number; allowed: 0 to 1000000000000000",
+        ),
+        (
+            "[[route]]\nmqtt_topic = \"a/{type}\"\ntopic = \"a/b\"",
+            "fieldpost.toml:2: route.mqtt_topic = \"a/{type}\": nothing is captured here; a level is text, `+`, or a last `#`; \
+             allowed: an MQTT topic filter\n\
+             fieldpost.toml:3: route.topic = \"a/b\": `/` is not allowed; allowed: 1 to 249 characters of A-Z a-z 0-9 . _ - and \
+             {source_type}",
+        ),
+    ] {
+        assert_eq!(load(text).unwrap_err(), message, "for {text:?}");
+    }
+}
+
+#[test]
 fn routes_are_shown_with_their_places() {
-    let text = "[[route]]\ntype = \"alarm\"\nwhen_full = \"block\"\npriority = 9\n[[route]]\n";
+    let text = "[[route]]\ntype = \"alarm\"\nwhen_full = \"block\"\npriority = 9\n[[route]]\n\
+                report = \"changes\"\nvalue = \"\"\ndeadband = 0.25\nmax_silence = \"1h\"\n";
     let loaded = load(text).unwrap();
     let shown = effective_toml(&loaded.effective);
     let (_, routes) = shown.split_once("\n\n[[route]]").unwrap();
@@ -166,25 +224,47 @@ fn routes_are_shown_with_their_places() {
         routes,
         r#"
 name = "route-1"                             # default, `route-` and its number
+# mqtt_topic is not set: every event matches
 type = "alarm"                               # line 2
 # source_type is not set: every event matches
 # source_id is not set: every event matches
+# topic is not set: kafka.topic
+ping = true                                  # default
 when_full = "block"                          # line 3
 priority = 9                                 # line 4
+drop = false                                 # default
+sample = 1                                   # default
+report = "all"                               # default
+# value is not set: the whole payload is compared
+deadband = 0                                 # default
+max_silence = "0s"                           # default
 
 [[route]]
 name = "route-2"                             # default, `route-` and its number
+# mqtt_topic is not set: every event matches
 # type is not set: every event matches
 # source_type is not set: every event matches
 # source_id is not set: every event matches
+# topic is not set: kafka.topic
+ping = true                                  # default
 # when_full is not set: as the input has it
-priority = 0                                 # default"#
+priority = 0                                 # default
+drop = false                                 # default
+sample = 1                                   # default
+report = "changes"                           # line 6
+value = ""                                   # line 7
+deadband = 0.25                              # line 8
+max_silence = "1h"                           # line 9"#
     );
     assert_eq!(load(&shown).unwrap().config, loaded.config);
     let json = effective_json(&loaded.effective);
     assert_eq!(json["route.1.priority"]["value"], 9);
     assert!(json["route.1.priority"]["place"].as_str().unwrap().ends_with("fieldpost.toml:4"));
     assert_eq!(json["route.2.type"]["value"], serde_json::Value::Null);
+    assert_eq!(
+        (&json["route.1.deadband"]["value"], &json["route.2.deadband"]["value"]),
+        (&0.into(), &0.25.into())
+    );
 }
 
 #[test]
@@ -280,16 +360,26 @@ when_full = "block"
 
 [[route]]
 name = "alarms"
+mqtt_topic = "plant/+/#"
 type = "alarm"
 source_type = "*"
 source_id = "pump-*"
+topic = "alarms.{source_type}"
+ping = false
 when_full = "block"
 priority = 9
+drop = false
+sample = 1
+report = "changes"
+value = "/bar"
+deadband = 1e-3
+max_silence = "1h"
 
 [limits]
 max_event_bytes = "8 MiB"
 memory = "64 MiB"
 append_timeout = "11s"
+sources = 500
 
 [buffer]
 max_bytes = "500 GB"
@@ -415,8 +505,16 @@ fn a_full_file_sets_everything() {
         source_id: pattern("pump-*"),
         when_full: Some(WhenFull::Block),
         priority: 9,
+        mqtt_topic: Some(TopicFilter::parse("plant/+/#").unwrap()),
+        topic: Some("alarms.{source_type}".into()),
+        is_quiet: true,
+        keep: Keep::Changes(Report {
+            value: Some(Pointer::parse("/bar").unwrap()),
+            deadband: Deadband::new(0.001).unwrap(),
+            max_silence: Some(Duration::from_secs(3600)),
+        }),
     };
-    assert_eq!(config.routes.all(), [alarms]);
+    assert_eq!(config.routes, Routes::new(vec![alarms], 500));
     assert_eq!(config.buffer.bytes_max, 500_000_000_000);
     assert_eq!(config.buffer.queue_bytes_max, 16 << 20);
     assert_eq!(config.drain.delivery, drain::Delivery::AtMostOnce);
@@ -1117,9 +1215,11 @@ fn the_example_file_is_the_defaults() {
 fn the_example_file_loads_with_every_key_in_use() {
     let in_use: String = render::example_file(&declared())
         .lines()
-        // Files that are not there, and what is of use only with them.
+        // Files that are not there, and what is of use only with them; and what belongs to another value of `report`.
         .filter(|line| {
-            !["_file =", "#username =", "#sasl_mechanism ="].iter().any(|word| line.contains(word))
+            let needs_file =
+                ["_file =", "#username =", "#sasl_mechanism ="].iter().any(|word| line.contains(word));
+            !needs_file && *line != "#value = \"/celsius\""
         })
         .map(|line| match line.strip_prefix('#') {
             Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => format!("{key}\n"),

@@ -11,6 +11,7 @@ pub(super) enum Value {
     Word(String),
     Text(String),
     Integer(i64),
+    Fraction(f64),
     Bool(bool),
     List(Vec<Found>),
     Table(Vec<(String, Found)>),
@@ -33,6 +34,8 @@ pub enum Shown {
     Text(String),
     /// A whole number.
     Integer(u64),
+    /// A number that need not be whole, in digits.
+    Number(String),
     /// A fact.
     Bool(bool),
     /// A list of strings.
@@ -49,6 +52,7 @@ impl Shown {
         match self {
             Self::Text(text) => quote(text),
             Self::Integer(number) => number.to_string(),
+            Self::Number(digits) => digits.clone(),
             Self::Bool(fact) => fact.to_string(),
             Self::List(items) => {
                 let items: Vec<String> = items.iter().map(|item| quote(item)).collect();
@@ -71,6 +75,7 @@ impl Shown {
         match self {
             Self::Text(text) => text.as_str().into(),
             Self::Integer(number) => (*number).into(),
+            Self::Number(digits) => serde_json::from_str(digits).unwrap_or_default(),
             Self::Bool(fact) => (*fact).into(),
             Self::List(items) => items.iter().map(String::as_str).collect(),
             Self::Table(entries) => {
@@ -97,6 +102,17 @@ pub(super) fn integer(value: &Value) -> Result<u64, String> {
         Value::Word(text) => text.trim().parse().map_err(|_| "not a whole number".to_owned()),
         Value::Text(_) => Err("a number without quotes is needed".to_owned()),
         other => Err(wrong_type(other, "a whole number")),
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "far above every range, and refused for that")]
+pub(super) fn number(value: &Value) -> Result<f64, String> {
+    match value {
+        Value::Fraction(number) => Ok(*number),
+        Value::Integer(number) => Ok(*number as f64),
+        Value::Word(text) => text.trim().parse().map_err(|_| "not a number".to_owned()),
+        Value::Text(_) => Err("a number without quotes is needed".to_owned()),
+        other => Err(wrong_type(other, "a number")),
     }
 }
 
@@ -160,6 +176,7 @@ pub(super) fn type_of(value: &Value) -> &'static str {
     match value {
         Value::Word(_) | Value::Text(_) => "a text",
         Value::Integer(_) => "a number",
+        Value::Fraction(_) => "a fraction",
         Value::Bool(_) => "true or false",
         Value::List(_) => "a list",
         Value::Table(_) => "a table",

@@ -17,7 +17,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::{Letter, Name};
-use crate::event::{Event, EventId, Payload, Seq, Stamp};
+use crate::event::{Event, EventId, Payload, Seq, Stamp, Way};
 
 /// Version of the file.
 const FORMAT: u32 = 1;
@@ -110,6 +110,7 @@ impl Stored {
                 StoredPayload::Json(text) => Payload::Json(text),
                 StoredPayload::Bytes(bytes) => Payload::Bytes(bytes),
             },
+            way: Way::USUAL,
         }
     }
 }

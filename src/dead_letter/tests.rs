@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use super::*;
-use crate::event::{EventId, Payload};
+use crate::event::{EventId, Payload, Way};
 
 const LOG: Uuid = Uuid::from_u128(0x08e1_dd69_c531_49c0_9c96_4ae6_a69a_ff3b);
 const REFUSED: Stamp = Stamp { wall_us: 1_772_366_400_000_000, boot_us: 9, clock_trusted: true };
@@ -15,6 +15,7 @@ const EVENT: Event<'static> = Event {
     timestamp: Some("2026-03-01T12:00:00+01:00"),
     received: Stamp { wall_us: 1_772_366_300_000_000, boot_us: 7, clock_trusted: false },
     payload: Payload::Json("{\"c\":\n21.50}"),
+    way: Way::USUAL,
 };
 
 fn letter(seq: u64) -> Letter<'static> {

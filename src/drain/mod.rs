@@ -540,7 +540,7 @@ impl<P: Producer> Drain<P> {
                 }
                 Err(SendError::Rejected(_) | SendError::Misconfigured(_)) => {}
             }
-            let ping = self.pings.as_ref().map(|pings| pings.channel.ping(&event));
+            let ping = self.pings.as_ref().and_then(|pings| pings.make(&event));
             self.window.push(seq, bytes, event.received.boot_us, ping);
             self.is_alone = is_suspect;
             self.pace.take(line_bytes);

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use super::*;
 use crate::buffer::{Batch, Options as BufferOptions, Wait, WriterThread};
 use crate::dead_letter::{Folder, Options as StoreOptions, Store};
-use crate::event::{Event, EventId, Payload, Stamp};
+use crate::event::{Event, EventId, Payload, Stamp, Way};
 use crate::sink::record;
 use crate::sink::record::templates::{Field, Template};
 use crate::sink::registry::Schemas;
@@ -276,6 +276,7 @@ impl Bench {
                 timestamp: None,
                 received: Stamp { wall_us: 0, boot_us: 1, clock_trusted: true },
                 payload: Payload::Json("1"),
+                way: Way::USUAL,
             };
             batch.push(&event, usize::MAX).unwrap();
         }

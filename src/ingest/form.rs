@@ -9,8 +9,8 @@
 //! `payload` is any JSON, `null` included, and passes through byte for byte; `payload_base64` stands in its place
 //! for bytes (standard alphabet, padding optional). `id` and `timestamp` may be missing or `null`. A field that is
 //! not known or comes twice is refused by name: what cannot be kept must not be dropped in silence. Only `fieldpost`, in
-//! which an export (`fieldpost buffer export`) says where an event was, may hold anything and is not kept: the event gets
-//! a position of its own.
+//! which an export (`fieldpost buffer export`) or a dead letter says where an event was, may hold anything and is not kept:
+//! the event gets a position of its own, and its route leaves nothing of it out.
 //!
 //! Texts are borrowed from the input unless they hold an escape, and the payload is skipped over without recursion,
 //! so that nesting costs no stack.
@@ -71,6 +71,7 @@ pub(crate) fn parse_event(text: &[u8]) -> Result<Draft<'_>, FormError> {
         source_id: required("source_id", form.source_id)?,
         timestamp: form.timestamp,
         payload: form.payload.decode()?,
+        was_taken: form.was_taken,
     })
 }
 
@@ -83,6 +84,8 @@ pub(crate) struct Form<'a> {
     pub(crate) source_id: Option<Cow<'a, str>>,
     pub(crate) timestamp: Option<Cow<'a, str>>,
     pub(crate) payload: FormPayload<'a>,
+    /// It says where it was before.
+    pub(crate) was_taken: bool,
 }
 
 /// The payload as it was written.
@@ -116,14 +119,14 @@ impl<'a> Form<'a> {
     /// # Errors
     /// [`FormError::Json`] or [`FormError::Payload`]: the text does not have this form.
     pub(crate) fn parse(text: &'a [u8]) -> Result<Self, FormError> {
-        let Fields { id, kind, source_type, source_id, timestamp, payload, payload_base64 } =
+        let Fields { id, kind, source_type, source_id, timestamp, payload, payload_base64, was_taken } =
             serde_json::from_slice(text)?;
         let payload = match (payload, payload_base64) {
             (Some(raw), None) => FormPayload::Json(raw),
             (None, Some(text)) => FormPayload::Base64(text),
             _ => return Err(FormError::Payload),
         };
-        Ok(Self { id, kind, source_type, source_id, timestamp, payload })
+        Ok(Self { id, kind, source_type, source_id, timestamp, payload, was_taken })
     }
 
     /// Whether `text` may have this form, by the name of its first field: a sensor's own object mostly differs there, and
@@ -156,6 +159,7 @@ struct Fields<'a> {
     timestamp: Option<Cow<'a, str>>,
     payload: Option<&'a RawValue>,
     payload_base64: Option<Cow<'a, str>>,
+    was_taken: bool,
 }
 
 impl<'de> Deserialize<'de> for Fields<'de> {
@@ -187,6 +191,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
             }
             if name == ORIGIN {
                 map.next_value::<IgnoredAny>()?;
+                fields.was_taken = true;
                 continue;
             }
             let value = map.next_value::<Option<Text<'de>>>()?.map(|text| text.0);
@@ -281,6 +286,7 @@ mod tests {
             source_id: "t-1".into(),
             timestamp: Some("2026-03-01T12:00:00Z".into()),
             payload: DraftPayload::Json(r#"{"celsius": 21.50}"#),
+            was_taken: false,
         };
         assert_eq!(draft, wanted);
         for text in
@@ -312,7 +318,8 @@ mod tests {
     fn where_an_event_was_is_not_kept() {
         for origin in ["null", "7", r#"{"seq":7,"seq":[[{}]]}"#] {
             let text = with(&format!(r#""payload":1,"fieldpost":{origin}"#));
-            assert_eq!(parse_event(text.as_bytes()).unwrap().payload, DraftPayload::Json("1"));
+            let draft = parse_event(text.as_bytes()).unwrap();
+            assert_eq!((draft.payload, draft.was_taken), (DraftPayload::Json("1"), true));
         }
         assert!(refused(&with(r#""payload":1,"fieldpost":1,"fieldpost":1"#)).contains("twice"));
         let deep =

@@ -129,6 +129,39 @@ impl fmt::Display for TopicTemplate {
     }
 }
 
+/// A topic filter that only tells which topics are meant: `+` for a level, a last `#` for all that follow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicFilter(TopicTemplate);
+
+impl TopicFilter {
+    /// Parses a filter.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(filter: &str) -> Result<Self, String> {
+        let plain = "a level is text, `+`, or a last `#`";
+        let template = TopicTemplate::parse(filter).map_err(|error| format!("{}; {plain}", error.what))?;
+        if template.filter != filter {
+            return Err(format!("nothing is captured here; {plain}"));
+        }
+        if filter.starts_with(SHARE) {
+            return Err(format!("`$share/group/` belongs to a subscription and to no topic; {plain}"));
+        }
+        Ok(Self(template))
+    }
+
+    /// Whether it matches a topic, as the broker has it.
+    pub fn matches(&self, topic: &str) -> bool {
+        self.0.capture(topic).is_some()
+    }
+}
+
+impl fmt::Display for TopicFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl<'t> Captures<'t> {
     fn slot(&mut self, name: Name) -> &mut Option<&'t str> {
         match name {
@@ -170,9 +203,11 @@ impl Level {
     }
 }
 
+const SHARE: &str = "$share/";
+
 /// Splits `$share/group/` off.
 fn split_share(template: &str) -> Result<(&str, &str), &'static str> {
-    let Some(rest) = template.strip_prefix("$share/") else { return Ok(("", template)) };
+    let Some(rest) = template.strip_prefix(SHARE) else { return Ok(("", template)) };
     let (group, pattern) = rest.split_once('/').ok_or("`$share/group/` has no filter behind it")?;
     if group.is_empty() || group.contains(['+', '#', '{', '}']) {
         return Err("the group of `$share/group/` is plain text");
@@ -263,6 +298,22 @@ mod tests {
         assert!(TopicTemplate::parse(&"x".repeat(TEMPLATE_BYTES_MAX)).is_ok());
         let message = TopicTemplate::parse(&"x".repeat(TEMPLATE_BYTES_MAX + 1)).unwrap_err().to_string();
         assert!(message.contains("65536 bytes"), "{message}");
+    }
+
+    #[test]
+    fn a_filter_captures_nothing() {
+        let parsed = TopicFilter::parse("a/+/#").unwrap();
+        assert!(parsed.matches("a/b") && parsed.matches("a/b/c/d") && !parsed.matches("a"));
+        assert_eq!(parsed.to_string(), "a/+/#");
+        for (bad, why) in [
+            ("a/{type}", "nothing is captured here"),
+            ("$share/g/a", "belongs to a subscription"),
+            ("a/#/b", "`#` is not the last level"),
+            ("", "is empty"),
+        ] {
+            let error = TopicFilter::parse(bad).unwrap_err();
+            assert!(error.contains(why) && error.ends_with("or a last `#`"), "{error}");
+        }
     }
 
     /// A level of a template and the level of a topic that belongs to it.

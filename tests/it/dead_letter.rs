@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
 use fieldpost::dead_letter::{Letter, Name, Options, Store};
-use fieldpost::event::{Event, EventId, Payload, Seq, Stamp};
+use fieldpost::event::{Event, EventId, Payload, Seq, Stamp, Way};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -40,6 +40,7 @@ fn event<'a>(id: &'a str, payload: Payload<'a>) -> Event<'a> {
         timestamp: None,
         received: stamp(0, false),
         payload,
+        way: Way::USUAL,
     }
 }
 

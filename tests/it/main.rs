@@ -27,6 +27,7 @@ mod pace;
 mod poison;
 mod process;
 mod redis;
+mod routes;
 mod security;
 mod services_obey;
 mod unix;

@@ -16,11 +16,11 @@ use crate::harness::unique;
 use crate::harness::wait::{USUAL, eventually, scaled};
 
 /// A subscriber.
-struct Listener(Connection);
+pub(crate) struct Listener(Connection);
 
 impl Listener {
     /// Listens to all channels that match `pattern`, from now on.
-    fn to(url: &str, pattern: &str) -> Self {
+    pub(crate) fn to(url: &str, pattern: &str) -> Self {
         let mut connection = redis::Client::open(url).unwrap().get_connection().unwrap();
         connection.set_read_timeout(Some(scaled(USUAL))).unwrap();
         let subscribe = redis::cmd("PSUBSCRIBE").arg(pattern).get_packed_command();
@@ -30,7 +30,7 @@ impl Listener {
     }
 
     /// The next message: its channel and text.
-    fn next(&mut self) -> (String, String) {
+    pub(crate) fn next(&mut self) -> (String, String) {
         self.within(USUAL).expect("a ping comes")
     }
 

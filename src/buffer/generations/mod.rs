@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use super::OpenError;
 use super::batch::Batch;
-use super::block::{Block, Encoder, Origin, RUN_BYTES_MAX};
+use super::block::{Block, Encoder, Events, Origin, RUN_BYTES_MAX};
 use super::identity::{HighWater, Identity, Marks};
 use super::ledger::{Entries, Ledger, Reason};
 use super::reserve::Reserve;
@@ -153,6 +153,8 @@ pub(super) struct Generations<H: Shelf> {
     ledger: Ledger,
     reserve: Reserve,
     encoder: Encoder,
+    /// Space for the ways of one block's events.
+    ways: Vec<u8>,
     row: VecDeque<Sealed>,
     /// `None` while nothing can be written.
     newest: Option<Newest<H::Store>>,
@@ -209,6 +211,7 @@ impl<H: Shelf> Generations<H> {
             ledger,
             reserve,
             encoder: Encoder::new(origin),
+            ways: Vec::new(),
             row: VecDeque::new(),
             newest: None,
             reading: None,
@@ -453,11 +456,12 @@ impl<H: Shelf> Generations<H> {
         let newest = self.newest.as_mut().ok_or_else(not_writable)?;
         let mut put_bytes = 0;
         let mut at = 0;
-        while let Some((run, count, rank)) = batch.run(at, RUN_BYTES_MAX, BLOCK_EVENTS_MAX) {
+        while let Some(events) = batch.run(at, RUN_BYTES_MAX, BLOCK_EVENTS_MAX, &mut self.ways) {
+            let Events { rank, count, .. } = events;
             let run_first = first.plus(at as u64);
             let unsynced = u32::try_from(run_first.0 - self.durable.next().0).unwrap_or(u32::MAX);
             let mut run_put = 0;
-            self.encoder.encode(run_first, unsynced, rank, count, run, |chunk, value| {
+            self.encoder.encode(run_first, unsynced, events, |chunk, value| {
                 let (key, key_bytes) = block_key(run_first, chunk);
                 run_put += (key_bytes + value.len()) as u64;
                 newest.store.put(key.get(..key_bytes).unwrap_or_default(), value)

@@ -272,7 +272,7 @@ impl Reading {
                 // Of a file that is still written to, it may be another one by now.
                 Ok(Some(block)) if block.first != piece.first || block.last() != piece.last => return false,
                 Ok(Some(block)) => {
-                    run.close(block.first, block.count, block.origin);
+                    run.close(&block);
                     return true;
                 }
                 Ok(None) => {}
@@ -327,7 +327,7 @@ impl<S: Store> Newest<S> {
                 if block.first > wanted {
                     holes.push((wanted, block.first.before()));
                 }
-                run.close(block.first, block.count, block.origin);
+                run.close(&block);
                 run.reach(block.last());
             }
             ControlFlow::Continue(())

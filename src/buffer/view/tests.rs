@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::buffer::ledger::Reason;
 use crate::buffer::{Batch, Buffer, Options, Run, Terms, Wait, WhenFull, WriterThread};
-use crate::event::{Event, EventId, Payload};
+use crate::event::{Event, EventId, Payload, Way};
 
 const BOOT: [u8; 16] = [1; 16];
 
@@ -96,6 +96,7 @@ async fn append(buffer: &Buffer, from: u64, count: u64) {
                 timestamp: None,
                 received,
                 payload: Payload::Json(&format!("\"{payload}\"")),
+                way: Way::USUAL,
             };
             batch.push(&event, usize::MAX).unwrap();
         }

@@ -17,7 +17,7 @@ use crate::cli::{exit, load};
 use crate::config::Config;
 use crate::event::Seq;
 use crate::ingest::form::parse_event;
-use crate::ingest::route::{Route, Routes};
+use crate::ingest::route::{Keep, Route, Routes};
 use crate::ingest::unix::{is_blank, line_bytes_max};
 use crate::ingest::{Admission, Refusal};
 use crate::system::{self, Clock};
@@ -145,16 +145,18 @@ pub(super) fn with_runtime<T>(command: &str, future: impl Future<Output = T>) ->
     }
 }
 
-/// As the socket's, but that nobody waits for room: nothing drains the buffer meanwhile.
+/// As the socket's, but that nobody waits for room, since nothing drains the buffer meanwhile, and that everything is
+/// taken: what a route leaves out was left out before.
 fn admission(config: Option<&Config>, buffer: Buffer) -> Admission {
     let defaults = Config::load(None, std::iter::empty()).ok().map(|loaded| loaded.config);
     let limits = config.or(defaults.as_ref()).map(|config| config.limits);
     let when_full = without_wait(config.map_or(WhenFull::Reject, |config| config.when_full));
     let routes = config.map_or(&[][..], |config| config.routes.all()).iter().cloned();
-    let routes = routes.map(|route| Route { when_full: route.when_full.map(without_wait), ..route });
+    let routes =
+        routes.map(|route| Route { when_full: route.when_full.map(without_wait), keep: Keep::All, ..route });
     let event_bytes_max = limits.map_or(BATCH_BYTES, |limits| limits.event_bytes_max);
     let stats = Arc::<Stats>::default();
-    let routes = Routes::new(routes.collect());
+    let routes = Routes::new(routes.collect(), 0);
     let admission = Admission::new(buffer, event_bytes_max, routes, Arc::<Clock>::default(), stats, None);
     admission.under(when_full).with_own()
 }
@@ -225,8 +227,8 @@ impl Work {
             Ok(draft) => draft,
             Err(error) => return self.refuse(number, "invalid", error.to_string()),
         };
-        match self.admission.admit(&draft, &mut self.batch) {
-            Ok(()) => {}
+        match self.admission.admit(&draft, None, &mut self.batch) {
+            Ok(_) => {}
             Err(error @ Refusal::TooLarge { .. }) => self.refuse(number, "too_large", error.to_string()),
             Err(error @ Refusal::Invalid(_)) => self.refuse(number, "invalid", error.to_string()),
         }

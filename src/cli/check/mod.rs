@@ -1,15 +1,19 @@
 //! `fieldpost check`: is the configuration right, can the buffer be used, do the services answer?
 //!
-//! Safe beside a running agent: nothing is taken over, nothing stays behind, nothing is published.
+//! Safe beside a running agent: nothing is taken over, nothing stays behind, nothing is published. With `--publish` or
+//! `--event` it shows instead what would become of one event.
 
 mod finding;
 mod probes;
+mod publish;
 mod topic;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use finding::{Area, Finding};
+use publish::Question;
 
 use crate::cli::exit;
 use crate::cli::load::{self, ConfigArg};
@@ -18,19 +22,24 @@ use crate::sink::kafka_probe;
 
 /// Say whether the configuration is right, the buffer usable and every service there
 ///
-/// Safe beside a running agent: it is not disturbed, and nothing is published.
+/// Safe beside a running agent: it is not disturbed, and nothing is published. With --publish or --event: say instead what
+/// would become of one MQTT publish or one line of the socket, without asking any service.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   fieldpost check                                everything, with the usual configuration
   fieldpost check --config new.toml --offline    only the configuration, before it is rolled out
   fieldpost check --json | jq .ok                for scripts
+  fieldpost check --publish plant/3/alarm        what would become of this publish: route, record, ping
+  echo 21.5 | fieldpost check --publish sensors/thermo/t1/reading --payload -
 
 A line each: ok, skip (not configured), warn (usable, but look at it), FAIL with the way out.
 
 Exit codes:
   0   all well; warnings allowed
   64  wrong command line
+  65  what --publish or --event gives is no event
+  66  the file of --payload or --event cannot be read
   74  the buffer's directory or the socket's folder cannot be used
   75  a service is not reachable or does not let the agent in
   78  invalid configuration")]
@@ -43,6 +52,15 @@ pub struct Args {
     /// Print one JSON object for scripts
     #[arg(long)]
     json: bool,
+    /// Say what would become of an MQTT publish on this topic: event, route, record, ping
+    #[arg(long, value_name = "TOPIC", conflicts_with_all = ["offline", "event"])]
+    publish: Option<String>,
+    /// File with the payload of --publish, - for standard input; {} without
+    #[arg(long, value_name = "FILE", requires = "publish")]
+    payload: Option<PathBuf>,
+    /// Say what would become of a line of the Unix socket: a file with one event as JSON, - for standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "offline")]
+    event: Option<PathBuf>,
     /// Longest wait for each service
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = timeout)]
     timeout: Duration,
@@ -59,6 +77,17 @@ fn timeout(text: &str) -> Result<Duration, String> {
 impl Args {
     /// Runs the command.
     pub fn run(self) -> ExitCode {
+        let question = match (&self.publish, &self.event) {
+            (Some(topic), _) => Some(Question::Publish { topic, payload: self.payload.as_deref() }),
+            (None, Some(path)) => Some(Question::Line(path)),
+            (None, None) => None,
+        };
+        if let Some(question) = question {
+            return match self.config.load() {
+                Ok(loaded) => publish::run(&loaded.config, question, self.json),
+                Err(errors) => load::refuse(&errors),
+            };
+        }
         let mut report = Report { json: self.json, findings: Vec::new(), printed: ExitCode::SUCCESS };
         match self.config.load() {
             Err(errors) => errors.problems().iter().for_each(|problem| report.add(invalid(problem))),
@@ -148,6 +177,12 @@ fn doubts(config: &Config, effective: &[crate::config::Effective]) -> Vec<Findin
         let message = "Kafka gets the password or token as it is, for everybody on the line to read: set kafka.tls = true, or \
                        use a SCRAM mechanism";
         findings.push(Finding::warn(Area::Config, message).about("kafka.tls"));
+    }
+    let for_mqtt = config.routes.all().iter().find(|route| route.mqtt_topic.is_some());
+    if let Some(route) = for_mqtt.filter(|_| config.mqtt.is_none()) {
+        let message =
+            format!("the route {:?} is for MQTT publishes alone, and mqtt.url is not set", route.name);
+        findings.push(Finding::warn(Area::Config, message).about("route.mqtt_topic"));
     }
     let by_host = effective
         .iter()

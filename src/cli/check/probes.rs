@@ -7,7 +7,7 @@ use crate::buffer::probe::{self as buffer_probe, Owner};
 use crate::cli::exit;
 use crate::config::units::about_bytes;
 use crate::config::{Config, Redis};
-use crate::event::{Event, EventId, LOSS_TYPE, OWN_SOURCE_TYPE, Payload, Stamp};
+use crate::event::{Event, EventId, LOSS_TYPE, OWN_SOURCE_TYPE, Payload, Stamp, Way};
 use crate::ingest::{mqtt, mqtt_probe, unix_probe};
 use crate::sink::record::Timestamp;
 use crate::sink::{kafka, kafka_probe, kafka_settings, redis};
@@ -135,6 +135,12 @@ fn kafka(config: &Config, timeout: Duration) -> Vec<Finding> {
         of_losses_topic = topic;
         topics.push((Some(&of_losses_topic), "ledger.topic"));
     }
+    let of_routes = config.routes.all().iter().filter_map(|route| route.topic.as_deref());
+    for of_route in of_routes.filter(|topic| !topic.contains('{')) {
+        if topics.iter().all(|(known, _)| *known != Some(of_route)) {
+            topics.push((Some(of_route), "route.topic"));
+        }
+    }
     let mut findings = Vec::new();
     for (name, key) in topics {
         findings.extend(topic(options, name, key, records.timestamp, timeout));
@@ -230,4 +236,5 @@ const EXAMPLE_EVENT: Event<'static> = Event {
     timestamp: None,
     received: Stamp { wall_us: 0, boot_us: 0, clock_trusted: false },
     payload: Payload::Json("null"),
+    way: Way::USUAL,
 };

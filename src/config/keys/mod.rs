@@ -19,6 +19,7 @@ use super::reader::{Key, Reader};
 use super::units::format_bytes;
 use super::{Agent, Config, Limits};
 use crate::buffer::WhenFull;
+use crate::ingest::route::Routes;
 use crate::ingest::{mqtt, unix};
 use crate::sink::record;
 use crate::{buffer, log, losses};
@@ -39,8 +40,11 @@ const BUFFER_MIN: u64 = 4 * MIB;
 const BUFFER_EVENTS_MIN: u64 = 16;
 
 /// The words of every `when_full`.
-const WHEN_FULL: [(&str, WhenFull); 3] =
-    [("block", WhenFull::Block), ("reject", WhenFull::Reject), ("drop_oldest", WhenFull::DropOldest)];
+const WHEN_FULL: [(&str, WhenFull); 3] = [
+    (WhenFull::Block.word(), WhenFull::Block),
+    (WhenFull::Reject.word(), WhenFull::Reject),
+    (WhenFull::DropOldest.word(), WhenFull::DropOldest),
+];
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -63,6 +67,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let unix_when_full = inputs::when_full(r, "unix.when_full");
     let routes = routes::routes(r);
     let limits = limits(r);
+    let routes = Routes::new(routes, limits.sources_max);
     let (buffer, when_full) = buffer(r, &agent, &limits);
     let (kafka, records, drain, dead_letters) = outputs::kafka(r, &agent, &limits, &buffer);
     let registry = registry::registry(r, &agent, records.format);
@@ -172,6 +177,16 @@ fn limits(r: &mut Reader) -> Limits {
         secs(5),
         ms(10)..=mins(10),
     );
+    let sources_max = r.integer(
+        Key {
+            name: "limits.sources",
+            meaning: "Most sources and types of which routes with `sample` or `report` remember something, each of 100 bytes \
+                      and its names, beside `limits.memory`.",
+            delivery: "At the limit those that were silent longest are forgotten: their next event is sent.",
+        },
+        10_000,
+        100..=1_000_000,
+    );
     let needed = memory_min(event_bytes_max);
     r.relation(
         memory_bytes_max >= needed,
@@ -188,6 +203,7 @@ fn limits(r: &mut Reader) -> Limits {
         event_bytes_max: size(event_bytes_max),
         memory_bytes_max: size(memory_bytes_max),
         append_timeout,
+        sources_max: size(sources_max),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::ingest::topic::{Captures, TopicTemplate};
 
 /// Why a publish is not an event. It is acknowledged and counted, since it would be the same after a redelivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub(super) enum Unfit {
+pub(crate) enum Unfit {
     /// No template matches: a subscription that an earlier configuration left in the broker's session, mostly.
     #[error("the topic matches no template of mqtt.topics")]
     Topic,
@@ -39,7 +39,7 @@ pub(super) enum Unfit {
 ///
 /// # Errors
 /// [`Unfit`]: acknowledge, count, go on.
-pub(super) fn draft<'a>(
+pub(crate) fn draft<'a>(
     templates: &[TopicTemplate],
     topic: &'a [u8],
     payload: &'a [u8],
@@ -55,6 +55,7 @@ pub(super) fn draft<'a>(
             source_id: required("source_id", captures.source_id.map(Cow::Borrowed))?,
             timestamp: None,
             payload: as_it_is(payload),
+            was_taken: false,
         }),
     }
 }
@@ -73,6 +74,8 @@ fn named<'a>(captures: Captures<'a>, form: Form<'a>) -> Result<Draft<'a>, Unfit>
         source_id: required("source_id", first(captures.source_id, form.source_id))?,
         timestamp: form.timestamp,
         payload: form.payload.decode().map_err(|_: FormError| Unfit::Base64)?,
+        // No command of ours publishes what was taken before.
+        was_taken: false,
     })
 }
 
@@ -110,6 +113,7 @@ mod tests {
             source_id: "t1".into(),
             timestamp: None,
             payload,
+            was_taken: false,
         }
     }
 

@@ -4,7 +4,7 @@
 //! ```text
 //!            received          load durable        handed to the client      written
 //! publish ───────────> waiting ────────────> ready ───────────────────> ready ───────> gone (QoS 2: until released)
-//!    │ unfit: ready at once                     │ link lost                 │ link lost
+//!    │ no event: ready at once                  │ link lost                 │ link lost
 //!    │                                          v                           v
 //!    └── the same again on the next connection <─── kept by packet id ──────┘
 //! ```
@@ -34,7 +34,7 @@ pub(super) struct Mark {
 enum State {
     /// Part of a load that is not durable yet.
     Waiting(LoadNumber),
-    /// Durable, or never to become an event: may be answered.
+    /// Durable, or no event: may be answered.
     Ready,
 }
 
@@ -78,8 +78,9 @@ impl Book {
         dup && self.kept.get(&mark.pkid).is_some_and(|(kept, _)| *kept == mark)
     }
 
-    /// The publish received last will never be an event: it is answered in its turn.
-    pub(super) fn last_is_unfit(&mut self) {
+    /// The publish received last is no event of its load, because it cannot be one or a route leaves it out: it is answered
+    /// in its turn.
+    pub(super) fn last_is_ready(&mut self) {
         if let Some((_, state)) = self.entries.back_mut().filter(|(_, state)| *state != State::Ready) {
             *state = State::Ready;
             self.waiting -= 1;
@@ -212,16 +213,16 @@ mod tests {
     }
 
     #[test]
-    fn an_unfit_publish_is_answered_in_its_turn() {
+    fn a_publish_that_is_no_event_is_answered_in_its_turn() {
         let mut book = Book::default();
         book.new_in(1, [1]);
         book.new_in(1, [2]);
-        book.last_is_unfit();
+        book.last_is_ready();
         assert!(book.answers().is_empty());
         book.settle(1);
         assert_eq!(book.answers(), [1, 2]);
         book.new_in(2, [3]);
-        book.last_is_unfit();
+        book.last_is_ready();
         assert_eq!(book.answers(), [3]);
     }
 

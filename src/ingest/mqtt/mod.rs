@@ -16,6 +16,7 @@
 //!   (`Wire::accept_every_release`), as the specification asks of a receiver.
 //! - A publish that cannot become an event (no template matches, a name is missing, too large) is acknowledged in its
 //!   turn, counted and logged once a minute per reason: it would be the same after each redelivery.
+//! - A publish that its route leaves out is acknowledged in its turn, and counted.
 //! - The session is persistent: stable client id, no clean start, no expiry. Filters are subscribed at process start
 //!   and whenever the broker has no session.
 //!
@@ -55,6 +56,8 @@ mod station;
 mod subscriptions;
 mod v4;
 mod v5;
+
+pub(crate) use body::draft;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -24,7 +24,7 @@ use super::{MqttError, Options, Qos, body, packet_bytes_max};
 use crate::backoff::Backoff;
 use crate::buffer::{AppendError, Batch, Refused, Wait};
 use crate::files::{LOOK_INTERVAL, Watched};
-use crate::ingest::{Admission, Refusal};
+use crate::ingest::{Admission, Admitted, Refusal};
 use crate::log::Limited;
 use crate::stats::{LinkState, Stats};
 
@@ -397,7 +397,7 @@ impl<W: Wire> Station<W> {
             return;
         }
         if self.book.receive(mark, publish.dup, self.load) == Received::New && !self.admit(publish) {
-            self.book.last_is_unfit();
+            self.book.last_is_ready();
         }
     }
 
@@ -417,7 +417,7 @@ impl<W: Wire> Station<W> {
         self.skipping = true;
     }
 
-    /// Whether the publish became an event of the load.
+    /// Whether the publish became an event of the load; if not it is answered in its turn.
     fn admit(&mut self, publish: &Publish) -> bool {
         let bytes_max = self.admission.event_bytes_max();
         // An encoded event is never larger in text than this: base64 grows by a third, names are bounded. Looking
@@ -436,7 +436,12 @@ impl<W: Wire> Station<W> {
                 return false;
             }
         };
-        let Err(refusal) = self.admission.admit(&draft, &mut self.batch) else { return true };
+        // It was text, or it would be no draft.
+        let topic = std::str::from_utf8(&publish.topic).ok();
+        let refusal = match self.admission.admit(&draft, topic, &mut self.batch) {
+            Ok(admitted) => return admitted == Admitted::Taken,
+            Err(refusal) => refusal,
+        };
         let limited = match refusal {
             Refusal::TooLarge { .. } => &self.notices.too_large,
             Refusal::Invalid(_) => &self.notices.invalid,
@@ -502,6 +507,7 @@ impl<W: Wire> Station<W> {
     fn leave_all_since(&mut self, load: LoadNumber) {
         self.book.forget(load);
         self.book.forget(self.load);
+        self.admission.forget(&self.batch);
         self.batch.clear();
         let qos0 = std::mem::take(&mut self.batch_qos0);
         self.stats().mqtt_qos0_dropped.add(qos0);

@@ -20,8 +20,8 @@ use super::reply::{Code, Replies};
 use crate::buffer::{AppendError, Appended, Batch, Refused};
 use crate::error::Class;
 use crate::event::NAME_BYTES_MAX;
-use crate::ingest::Admission;
 use crate::ingest::form::parse_event;
+use crate::ingest::{Admission, Admitted};
 
 /// Lines are taken until this much waits for its append; the last event comes on top. A batch must not be larger than
 /// what the smallest buffer takes once it is drained, or it would be refused for ever.
@@ -51,8 +51,8 @@ pub(super) struct Connection<'a, A, F> {
     intake: Intake<'a>,
     in_flight: InFlight<F>,
     replies: Replies,
-    /// Events that became durable.
-    durable: u64,
+    /// Events that became durable or were left out by their routes: all that were taken and are settled.
+    taken: u64,
     /// Memory of a settled batch for the next one; only while the peer is busy.
     spare: Option<Batch>,
     /// The last look found nothing to read.
@@ -81,10 +81,17 @@ where
             stream,
             append,
             lines: Lines::new(bytes_max),
-            intake: Intake { admission, bytes_max, peer, batch: Batch::new(), lines: Runs::default() },
+            intake: Intake {
+                admission,
+                bytes_max,
+                peer,
+                batch: Batch::new(),
+                lines: Runs::default(),
+                left_out: 0,
+            },
             in_flight: InFlight::new(),
             replies: Replies::default(),
-            durable: 0,
+            taken: 0,
             spare: None,
             is_quiet: true,
             turn_bytes: 0,
@@ -102,7 +109,7 @@ where
             () = tokio::time::sleep(ANSWERS_WAIT) => false,
             () = async { stop.cancelled().await; tokio::time::sleep(STOP_WAIT).await } => false,
         };
-        tracing::debug!(peer = self.intake.peer, durable = self.durable, answered, "connection closed");
+        tracing::debug!(peer = self.intake.peer, taken = self.taken, answered, "connection closed");
     }
 
     async fn read_lines(&mut self, stop: &CancellationToken) {
@@ -195,22 +202,37 @@ where
             {
                 self.intake.take(line, &mut self.replies);
             }
-            if self.intake.batch.is_empty() || self.in_flight.len() == APPENDS_MAX {
+            if self.intake.batch.is_empty() {
+                self.settle_left_out();
+                return;
+            }
+            if self.in_flight.len() == APPENDS_MAX {
                 return;
             }
             let next = self.spare.take().unwrap_or_default();
             let batch = mem::replace(&mut self.intake.batch, next);
-            self.in_flight.push(mem::take(&mut self.intake.lines), (self.append)(batch));
+            let (lines, left_out) = (mem::take(&mut self.intake.lines), mem::take(&mut self.intake.left_out));
+            self.in_flight.push(lines, left_out, (self.append)(batch));
+        }
+    }
+
+    /// Acknowledges what routes left out. Order: not before the appends in front of it, because an acknowledgement counts.
+    fn settle_left_out(&mut self) {
+        let left_out = mem::take(&mut self.intake.left_out);
+        if left_out > 0 && !self.in_flight.add_left_out(left_out) {
+            self.taken += left_out;
+            self.replies.ack(self.taken);
         }
     }
 
     fn settle(&mut self, settled: Settled) -> Stream {
         let events = settled.lines.lines();
+        self.taken += settled.left_out;
         match settled.outcome {
             Ok(Appended { batch, .. }) => {
-                self.durable += events;
+                self.taken += events;
                 self.intake.admission.stats().unix_in.add(events);
-                self.replies.ack(self.durable);
+                self.replies.ack(self.taken);
                 self.keep(batch);
                 Stream::Open
             }
@@ -220,6 +242,10 @@ where
                 note::refused(code, &reason, events, self.intake.peer);
                 for lines in settled.lines {
                     self.replies.refuse(lines, code, || reason.to_string().into());
+                }
+                // Order: behind the errors, which concern events before.
+                if settled.left_out > 0 {
+                    self.replies.ack(self.taken);
                 }
                 batch.into_iter().for_each(|batch| self.keep(batch));
                 // Nothing will be taken any more: reading on would only refuse.
@@ -264,6 +290,8 @@ struct Intake<'a> {
     peer: Option<i32>,
     batch: Batch,
     lines: Runs,
+    /// Events that routes left out, since the batch was begun.
+    left_out: u64,
 }
 
 impl Intake<'_> {
@@ -296,8 +324,9 @@ impl Intake<'_> {
                 return replies.refuse(number..=number, Code::Invalid, || error.to_string().into());
             }
         };
-        match self.admission.admit(&draft, &mut self.batch) {
-            Ok(()) => self.lines.push(number),
+        match self.admission.admit(&draft, None, &mut self.batch) {
+            Ok(Admitted::Taken) => self.lines.push(number),
+            Ok(Admitted::LeftOut) => self.left_out += 1,
             Err(refusal) => {
                 let code = match refusal {
                     crate::ingest::Refusal::Invalid(_) => Code::Invalid,

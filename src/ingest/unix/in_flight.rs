@@ -40,6 +40,8 @@ impl IntoIterator for Runs {
 #[derive(Debug)]
 pub(super) struct Settled {
     pub(super) lines: Runs,
+    /// Events that came with them and were left out by their routes.
+    pub(super) left_out: u64,
     pub(super) outcome: Result<Appended, Refused>,
 }
 
@@ -50,6 +52,7 @@ pub(super) struct InFlight<F>(VecDeque<Append<F>>);
 #[derive(Debug)]
 struct Append<F> {
     lines: Runs,
+    left_out: u64,
     work: Pin<Box<F>>,
     outcome: Option<Result<Appended, Refused>>,
 }
@@ -71,8 +74,13 @@ impl<F: Future<Output = Result<Appended, Refused>>> InFlight<F> {
     }
 
     /// Puts an append behind the others. It begins with the next call of [`InFlight::settled`].
-    pub(super) fn push(&mut self, lines: Runs, work: F) {
-        self.0.push_back(Append { lines, work: Box::pin(work), outcome: None });
+    pub(super) fn push(&mut self, lines: Runs, left_out: u64, work: F) {
+        self.0.push_back(Append { lines, left_out, work: Box::pin(work), outcome: None });
+    }
+
+    /// Adds events that need no append and are settled with the newest one. `false`: there is none.
+    pub(super) fn add_left_out(&mut self, events: u64) -> bool {
+        self.0.back_mut().map(|append| append.left_out += events).is_some()
     }
 
     /// Waits for the oldest append; for ever when there is none. All of them go on meanwhile.
@@ -92,9 +100,9 @@ impl<F: Future<Output = Result<Appended, Refused>>> InFlight<F> {
             }
         }
         if self.0.front().is_some_and(|append| append.outcome.is_some())
-            && let Some(Append { lines, outcome: Some(outcome), .. }) = self.0.pop_front()
+            && let Some(Append { lines, left_out, outcome: Some(outcome), .. }) = self.0.pop_front()
         {
-            return Poll::Ready(Settled { lines, outcome });
+            return Poll::Ready(Settled { lines, left_out, outcome });
         }
         Poll::Pending
     }
@@ -129,7 +137,7 @@ mod tests {
             let (answer, waits) = oneshot::channel();
             let mut lines = Runs::default();
             lines.push(line);
-            in_flight.push(lines, async move { waits.await.unwrap() });
+            in_flight.push(lines, line, async move { waits.await.unwrap() });
             answers.push(answer);
         }
         answers.pop().unwrap().send(appended(3)).unwrap();

@@ -5,8 +5,8 @@
 //! blank lines, which count. Lines are numbered from 1 per connection.
 //!
 //! Out, each a line:
-//! - `{"ack":n}`: the first n events taken on this connection are durable. Cumulative: a slow reader finds only the
-//!   newest.
+//! - `{"ack":n}`: the first n events taken on this connection are durable, or left out by a route as the operator wants
+//!   it. Cumulative: a slow reader finds only the newest.
 //! - `{"error":"…","code":"…","line":k}`: line k was not taken. Codes: `invalid` and `too_large` (sending it again is
 //!   of no use), `buffer_full`, `timeout`, `storage` and `closing` (send it again; after `timeout` it may come
 //!   twice).

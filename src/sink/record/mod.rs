@@ -30,7 +30,7 @@ use crate::event::{Event, LOSS_TYPE, OWN_SOURCE_TYPE, Seq};
 use crate::log::Limited;
 use crate::stats::Stats;
 use headers::Headers;
-use templates::{Allowed, Field, Template};
+use templates::{Allowed, Field, TOPIC_FIELDS, Template};
 
 /// Microseconds, always: readers need not guess, and equal lengths sort.
 const TIMES: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
@@ -114,6 +114,8 @@ pub struct Formatter {
     epoch: Vec<u8>,
     boot: String,
     topic: String,
+    /// The last template of a route, as text and parsed: neighbours have the same.
+    routed: Option<(String, Template)>,
     key: String,
     source: Vec<u8>,
     time: Vec<u8>,
@@ -139,6 +141,7 @@ impl Formatter {
             epoch: Vec::new(),
             boot: String::new(),
             topic: String::new(),
+            routed: None,
             key: String::new(),
             source: Vec::new(),
             time: Vec::new(),
@@ -260,7 +263,20 @@ impl Formatter {
             template.topic(event, &mut self.topic);
             return;
         }
-        topic.topic(event, &mut self.topic);
+        match event.way.topic {
+            // Named by the operator, too.
+            Some(routed) if !routed.contains('{') => return routed.clone_into(&mut self.topic),
+            Some(routed) => {
+                if self.routed.as_ref().is_none_or(|(text, _)| text != routed) {
+                    let template = Template::parse(routed, TOPIC_FIELDS);
+                    self.routed = template.ok().map(|template| (routed.to_owned(), template));
+                }
+                // What a later version wrote and this one cannot read goes where all others go.
+                let template = self.routed.as_ref().map_or(topic, |(_, template)| template);
+                template.topic(event, &mut self.topic);
+            }
+            None => topic.topic(event, &mut self.topic),
+        }
         let Some(allowed) = allowed.as_ref().filter(|allowed| !allowed.contains(&self.topic)) else { return };
         if seq > self.fallback_counted {
             self.fallback_counted = seq;

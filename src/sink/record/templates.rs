@@ -231,6 +231,7 @@ mod tests {
             timestamp: None,
             received: Stamp { wall_us: 0, boot_us: 0, clock_trusted: true },
             payload: Payload::Json("1"),
+            way: crate::event::Way::USUAL,
         }
     }
 

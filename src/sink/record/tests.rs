@@ -20,6 +20,7 @@ fn event<'a>(payload: Payload<'a>, timestamp: Option<&'a str>) -> Event<'a> {
         timestamp,
         received: Stamp { wall_us: 1_772_366_400_000_001, boot_us: 77, clock_trusted: false },
         payload,
+        way: crate::event::Way::USUAL,
     }
 }
 
@@ -366,4 +367,17 @@ fn the_largest_record_of_a_small_event_leaves_room() {
         let bytes = record.key.unwrap().len() + record.payload.len() + headers;
         assert!(bytes < ROOM, "{format:?}: {bytes}");
     }
+}
+
+#[test]
+fn the_topic_of_an_events_route_comes_before_that_of_the_configuration() {
+    let mut formatter = formatter(Options::new(Template::literal("events")));
+    let mut topic = |topic| {
+        let way = crate::event::Way { topic, is_quiet: false };
+        let event = Event { way, ..event(Payload::Json("1"), None) };
+        formatter.format(Seq(1), ORIGIN, &event, |record| record.topic.to_owned()).unwrap()
+    };
+    let found =
+        [Some("alarms"), None, Some("a.{source_type}.{type}"), Some("b.{type}"), None].map(&mut topic);
+    assert_eq!(found, ["alarms", "events", "a.meter__.reading", "b.reading", "events"]);
 }

@@ -86,6 +86,11 @@ impl Config {
         self
     }
 
+    /// Other lines in place of those that [`Config::snippet`] has added.
+    pub(crate) fn replace_snippets(&mut self, toml: &str) {
+        self.snippets = vec![toml.to_owned()];
+    }
+
     /// A variable of the agent's environment.
     pub(crate) fn environment(&mut self, name: &str, value: &str) -> &mut Self {
         self.environment.push((name.to_owned(), value.to_owned()));

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use super::*;
 use crate::buffer::Buffer;
 use crate::event::Seq;
+use crate::ingest::route::{Keep, Pattern, Route, Routes};
 use crate::stats::Stats;
 
 const EVENT_BYTES_MAX: usize = 1000;
@@ -83,10 +84,14 @@ impl Place {
 
     /// With counters at zero.
     fn admission(&self) -> Admission {
+        self.admission_by(Vec::new())
+    }
+
+    fn admission_by(&self, routes: Vec<Route>) -> Admission {
         Admission::new(
             self.buffer.clone(),
             EVENT_BYTES_MAX,
-            crate::ingest::route::Routes::default(),
+            Routes::new(routes, 100),
             Arc::default(),
             Arc::default(),
             None,
@@ -100,6 +105,15 @@ fn stats(admission: &Admission) -> &Stats {
 
 fn event(id: u64) -> String {
     format!(r#"{{"id":"{id}","type":"t","source_type":"s","source_id":"1","payload":{id}}}"#)
+}
+
+/// One that a route drops.
+fn noise() -> &'static str {
+    "{\"type\":\"noise\",\"source_type\":\"s\",\"source_id\":\"1\",\"payload\":0}"
+}
+
+fn drop_noise() -> Vec<Route> {
+    vec![Route { kind: Some(Pattern::new("noise")), keep: Keep::Nothing, ..Route::default() }]
 }
 
 /// Serves one connection while `peer` plays its other end; both are done when it returns.
@@ -454,4 +468,50 @@ fn a_client_knows_exactly_one_outcome_of_every_line() {
         Ok(())
     });
     run.unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[tokio::test]
+async fn what_a_route_leaves_out_is_acknowledged_at_once_and_in_its_turn() {
+    let place = Place::new();
+    let admission = place.admission_by(drop_noise());
+    let (store, stop) = (Store::waiting(), CancellationToken::new());
+    served(&admission, &store, &stop, async |stream| {
+        let mut stream = BufReader::new(stream);
+        let mut answer = String::new();
+        for n in 1..=2 {
+            stream.write_all(format!("{}\n", noise()).as_bytes()).await.unwrap();
+            stream.read_line(&mut answer).await.unwrap();
+            assert_eq!(answer, format!("{{\"ack\":{n}}}\n"));
+            answer.clear();
+        }
+        // Behind an event that waits for its sync it waits as well: an acknowledgement counts.
+        stream.write_all(format!("{}\n", event(1)).as_bytes()).await.unwrap();
+        until(|| store.appends.get() == 1).await;
+        stream.write_all(format!("{}\n{}\n", noise(), noise()).as_bytes()).await.unwrap();
+        until(|| stats(&admission).dropped.get() == 4).await;
+        tokio::time::timeout(Duration::from_millis(50), stream.read_line(&mut answer)).await.unwrap_err();
+        store.permits.add_permits(1);
+        stream.read_line(&mut answer).await.unwrap();
+        assert_eq!(answer, "{\"ack\":5}\n");
+    })
+    .await;
+    assert_eq!((store.durable.borrow().len(), stats(&admission).unix_in.get()), (1, 1));
+}
+
+#[tokio::test]
+async fn what_a_route_leaves_out_is_taken_although_its_neighbour_is_refused() {
+    let place = Place::new();
+    let admission = place.admission_by(drop_noise());
+    let store = Store::scripted([Outcome::Refused(AppendError::Full)]);
+    let stop = CancellationToken::new();
+    let answers = served(&admission, &store, &stop, async |mut stream| {
+        let lines = format!("{}\n{}\n{}\n", noise(), event(1), noise());
+        stream.write_all(lines.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        answers(stream).await
+    })
+    .await;
+    assert_eq!((answers[0]["code"].as_str(), answers[0]["line"].as_u64()), (Some("buffer_full"), Some(2)));
+    assert_eq!(answers[1..], [serde_json::json!({ "ack": 2 })]);
+    assert_eq!((stats(&admission).refused.get(), stats(&admission).dropped.get()), (1, 2));
 }

@@ -27,6 +27,7 @@ fn envelope() -> impl Strategy<Value = (Value, Result<String, Vec<u8>>, Vec<u8>)
     (id, name(), name(), name(), time(), payload).prop_map(
         |(id, kind, source_type, source_id, timestamp, payload)| {
             let event = Event {
+                way: crate::event::Way::USUAL,
                 id: id.as_ref().map_or_else(|id| EventId::Generated(*id), |id| EventId::Given(id)),
                 kind: &kind,
                 source_type: &source_type,
