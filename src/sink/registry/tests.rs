@@ -5,9 +5,17 @@ use std::fs;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
+use openssl::asn1::Asn1Time;
+use openssl::ec::{EcGroup, EcKey};
+use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
+use openssl::pkey::PKey;
+use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
+use openssl::x509::{X509, X509NameBuilder};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_native_tls::{TlsAcceptor, native_tls};
 
 use super::*;
 use crate::secret::Secret;
@@ -144,6 +152,66 @@ async fn silence_and_endless_answers_end() {
         Options { timeout: Duration::from_secs(10), port: server.address.port(), ..options.clone() };
     let error = client::schema_id(&options, "t-value").await.unwrap_err().to_string();
     assert_eq!(error, "cannot reach it: length limit exceeded");
+}
+
+/// A certificate for `localhost`, signed by itself, and its key, both PEM.
+fn certificate() -> (Vec<u8>, Vec<u8>) {
+    let key = PKey::from_ec_key(
+        EcKey::generate(&EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap()).unwrap(),
+    );
+    let key = key.unwrap();
+    let mut name = X509NameBuilder::new().unwrap();
+    name.append_entry_by_text("CN", "registry").unwrap();
+    let name = name.build();
+    let mut builder = X509::builder().unwrap();
+    builder.set_version(2).unwrap();
+    builder.set_subject_name(&name).unwrap();
+    builder.set_issuer_name(&name).unwrap();
+    builder.set_not_before(&Asn1Time::days_from_now(0).unwrap()).unwrap();
+    builder.set_not_after(&Asn1Time::days_from_now(1).unwrap()).unwrap();
+    builder.set_pubkey(&key).unwrap();
+    builder.append_extension(BasicConstraints::new().critical().ca().build().unwrap()).unwrap();
+    let names = SubjectAlternativeName::new().dns("localhost").build(&builder.x509v3_context(None, None));
+    builder.append_extension(names.unwrap()).unwrap();
+    builder.sign(&key, MessageDigest::sha256()).unwrap();
+    (builder.build().to_pem().unwrap(), key.private_key_to_pem_pkcs8().unwrap())
+}
+
+#[tokio::test]
+async fn tls_trusts_the_given_certificate_for_its_name_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pem, key) = certificate();
+    let ca_file = folder.path().join("ca.pem");
+    fs::write(&ca_file, &pem).unwrap();
+    let identity = native_tls::Identity::from_pkcs8(&pem, &key).unwrap();
+    let acceptor = TlsAcceptor::from(native_tls::TlsAcceptor::new(identity).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let _server = tokio::spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(tcp).await else { continue };
+            let mut request = Vec::new();
+            while !request.ends_with(b"}") && stream.read_buf(&mut request).await.unwrap_or(0) > 0 {}
+            drop(stream.write_all(b"HTTP/1.1 200 x\r\ncontent-length: 8\r\n\r\n{\"id\":9}").await);
+        }
+    });
+    let trusting = Options {
+        tls: true,
+        host: "localhost".to_owned(),
+        ca_file: Some(ca_file),
+        ..options(port, folder.path())
+    };
+    assert_eq!(client::schema_id(&trusting, "t-value").await.unwrap(), 9);
+    for refused in [
+        Options { ca_file: None, ..trusting.clone() },
+        Options { host: "127.0.0.1".to_owned(), ..trusting.clone() },
+        Options { ca_file: Some(folder.path().join("missing.pem")), ..trusting.clone() },
+    ] {
+        let error = client::schema_id(&refused, "t-value").await.unwrap_err();
+        assert!(matches!(error, RegistryError::Tls(_)), "{error}");
+        assert!(error.to_string().ends_with("; see schema_registry.ca_file"), "{error}");
+    }
 }
 
 #[tokio::test]
