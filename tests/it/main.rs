@@ -12,6 +12,7 @@
 )]
 
 mod buffer;
+mod consumers;
 mod crash;
 mod dead_letter;
 mod demo;
