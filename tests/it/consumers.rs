@@ -5,7 +5,7 @@
 //! named on standard error; `FIELDPOST_TEST_CONSUMERS=python,java` names those for which that is a failure, `all` all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -292,11 +292,12 @@ fn events_of(outputs: &[Vec<String>]) -> Events {
     events
 }
 
-/// A consumer at work.
+/// A consumer at work. When the test fails, what it said on standard error is printed.
 struct Run {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
-    reader: Option<JoinHandle<()>>,
+    said: Arc<Mutex<Vec<String>>>,
+    readers: Vec<JoinHandle<()>>,
 }
 
 impl Run {
@@ -308,15 +309,14 @@ impl Run {
     #[track_caller]
     fn start_with(mut command: Command, topic: &str, group: &str, more: &[&str]) -> Self {
         command.args([&Shared::get().kafka, topic, group]).args(more);
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the consumer can be started");
-        let lines = Arc::<Mutex<Vec<String>>>::default();
-        let output = BufReader::new(child.stdout.take().expect("it is piped"));
-        let reader = std::thread::spawn({
-            let lines = Arc::clone(&lines);
-            move || output.lines().map_while(Result::ok).for_each(|line| lines.lock().unwrap().push(line))
-        });
-        Self { child, lines, reader: Some(reader) }
+        let (lines, said) = (Arc::default(), Arc::default());
+        let readers = vec![
+            collect(child.stdout.take().expect("it is piped"), Arc::clone(&lines)),
+            collect(child.stderr.take().expect("it is piped"), Arc::clone(&said)),
+        ];
+        Self { child, lines, said, readers }
     }
 
     #[track_caller]
@@ -338,7 +338,9 @@ impl Run {
         assert_eq!(early, None, "the consumer ended by itself");
         kill_process(Pid::from_child(&self.child), Signal::TERM).expect("it runs");
         eventually("the consumer ends", USUAL, || self.child.try_wait().unwrap());
-        self.reader.take().expect("it reads").join().expect("the reader does not panic");
+        for reader in self.readers.drain(..) {
+            reader.join().expect("the reader does not panic");
+        }
         std::mem::take(&mut *self.lines.lock().unwrap())
     }
 }
@@ -348,7 +350,17 @@ impl Drop for Run {
         // Gone already is fine.
         drop(self.child.kill());
         drop(self.child.wait());
+        if std::thread::panicking() {
+            eprintln!("--- the consumer said\n{}\n---", self.said.lock().unwrap().join("\n"));
+        }
     }
+}
+
+/// Reads to the end of the pipe, whatever comes, so that the consumer never waits for a full one.
+fn collect(pipe: impl Read + Send + 'static, lines: Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        BufReader::new(pipe).lines().map_while(Result::ok).for_each(|line| lines.lock().unwrap().push(line));
+    })
 }
 
 fn source_of(language: &str) -> PathBuf {
