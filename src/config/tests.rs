@@ -205,7 +205,7 @@ fn what_a_route_agrees_must_fit_together() {
             "fieldpost.toml:2: route.mqtt_topic = \"a/{type}\": nothing is captured here; a level is text, `+`, or a last `#`; \
              allowed: an MQTT topic filter\n\
              fieldpost.toml:3: route.topic = \"a/b\": `/` is not allowed; allowed: 1 to 249 characters of A-Z a-z 0-9 . _ - and \
-             {source_type}",
+             {source_type}, {source_id}, {type}",
         ),
     ] {
         assert_eq!(load(text).unwrap_err(), message, "for {text:?}");

@@ -20,7 +20,7 @@ use rustix::process::Signal;
 
 /// The whole topic, once each source has at least as many different events there as were acknowledged.
 #[track_caller]
-fn topic_with(topic: &str, acked: &BTreeMap<String, u64>) -> Vec<Record> {
+pub(crate) fn topic_with(topic: &str, acked: &BTreeMap<String, u64>) -> Vec<Record> {
     eventually("everything acknowledged is in Kafka", USUAL * 2, || {
         let records = read_all(&Shared::get().kafka, topic);
         let stored: Vec<Stored> = records.iter().map(Stored::of).collect();

@@ -13,6 +13,7 @@
 
 mod buffer;
 mod check;
+mod consumers;
 mod crash;
 mod dead_letter;
 mod demo;

@@ -13,7 +13,8 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::unique;
@@ -164,6 +165,63 @@ pub(crate) fn read_all(brokers: &str, topic: &str) -> Vec<Record> {
         records.extend(reader.next(LOOK));
     }
     records
+}
+
+/// Writes `records` to `topic` as they are: partition, key, headers, value.
+pub(crate) fn copy(brokers: &str, topic: &str, records: &[Record]) {
+    let producer: BaseProducer =
+        client(brokers).set("enable.idempotence", "true").create().expect("a producer");
+    for record in records {
+        let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header { key, value: Some(value) })
+        });
+        let mut copy =
+            BaseRecord::to(topic).partition(record.partition).headers(headers).payload(&record.payload);
+        copy.key = record.key.as_ref();
+        producer.send(copy).expect("the queue has room");
+    }
+    producer.flush(scaled(USUAL)).expect("the broker takes the records");
+}
+
+/// A consumer group, looked at from outside.
+pub(crate) struct Group {
+    name: String,
+    client: BaseConsumer,
+}
+
+impl Group {
+    pub(crate) fn new(brokers: &str, name: &str) -> Self {
+        let client = client(brokers).set("group.id", name).create().expect("a client");
+        Self { name: name.to_owned(), client }
+    }
+
+    /// Waits until the group has committed the end of each partition of `topic` that holds records.
+    #[track_caller]
+    pub(crate) fn wait_end(&self, topic: &str, patience: Duration) {
+        eventually(&format!("{} has committed the end of {topic}", self.name), patience, || {
+            let metadata = self.client.fetch_metadata(Some(topic), LOOK * 10).ok()?;
+            let mut list = TopicPartitionList::new();
+            for partition in metadata.topics().first()?.partitions() {
+                list.add_partition(topic, partition.id());
+            }
+            let committed = self.client.committed_offsets(list, LOOK * 10).ok()?;
+            let is_there = committed.elements().iter().all(|place| {
+                let end = self.client.fetch_watermarks(topic, place.partition(), LOOK * 10);
+                end.is_ok_and(|(_, end)| end == 0 || place.offset() == Offset::Offset(end))
+            });
+            is_there.then_some(())
+        });
+    }
+
+    /// Waits until the group has `count` members, each with its partitions.
+    #[track_caller]
+    pub(crate) fn wait_members(&self, count: usize, patience: Duration) {
+        eventually(&format!("{} has {count} members", self.name), patience, || {
+            let list = self.client.client().fetch_group_list(Some(&self.name), LOOK * 10).ok()?;
+            let group = list.groups().first()?;
+            (group.state() == "Stable" && group.members().len() == count).then_some(())
+        });
+    }
 }
 
 /// Hands every record of a topic, from the beginning, to a function on a thread of its own, for as long as it lives,

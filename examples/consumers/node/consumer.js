@@ -1,0 +1,78 @@
+// Prints every event of a fieldpost topic once: node consumer.js BROKERS TOPIC GROUP, until SIGTERM.
+const { CompressionCodecs, CompressionTypes, Kafka, logLevel } = require('kafkajs')
+const lz4 = require('lz4js')
+
+// kafkajs alone does not read fieldpost's lz4.
+CompressionCodecs[CompressionTypes.LZ4] = () => ({ decompress: async (bytes) => Buffer.from(lz4.decompress(bytes)) })
+
+const [brokers, topic, groupId] = process.argv.slice(2)
+const kafka = new Kafka({ brokers: brokers.split(','), logLevel: logLevel.ERROR })
+const admin = kafka.admin()
+const consumer = kafka.consumer({ groupId })
+const last = new Map() // by partition: by log: the last position [epoch, seq]
+const next = new Map() // by partition: the offset up to which `last` is right
+
+const isGreater = (a, b) => a[0] > b[0] || (a[0] === b[0] && a[1] > b[1])
+
+function advance(positions, log, position) {
+  const known = positions.get(log)
+  if (known && !isGreater(position, known)) return false
+  positions.set(log, position)
+  return true
+}
+
+// A partition that is new here, or comes back from another consumer: what was committed counts. Positions only grow,
+// so the greater one is the later one.
+async function positionsAt(partition, offset) {
+  if (!last.has(partition)) last.set(partition, new Map())
+  const positions = last.get(partition)
+  if (next.get(partition) !== offset) {
+    const [found] = await admin.fetchOffsets({ groupId, topics: [topic] })
+    const { metadata } = found.partitions.find((committed) => committed.partition === partition)
+    for (const word of (metadata || '').split(' ').filter(Boolean)) {
+      const [log, epoch, seq] = word.split(':')
+      advance(positions, log, [Number(epoch), Number(seq)])
+    }
+  }
+  return positions
+}
+
+function isNew(positions, headers = {}) {
+  if (!headers['fieldpost-log']) return true // not written by fieldpost
+  const position = [Number(headers['fieldpost-epoch']), Number(headers['fieldpost-seq'])]
+  return advance(positions, headers['fieldpost-log'].toString(), position)
+}
+
+async function eachBatch({ batch, resolveOffset, heartbeat, isRunning, isStale }) {
+  if (!isRunning() || isStale()) return
+  const { partition } = batch
+  const positions = await positionsAt(partition, batch.firstOffset())
+  for (const message of batch.messages) {
+    if (isNew(positions, message.headers)) {
+      process.stdout.write(`${message.value}\n`) // the result: put your own work here
+    }
+  }
+  // Results first, then offset and positions in one commit.
+  const offset = String(BigInt(batch.lastOffset()) + 1n)
+  const words = [...positions].map(([log, [epoch, seq]]) => `${log}:${epoch}:${seq}`)
+  await consumer.commitOffsets([{ topic, partition, offset, metadata: words.join(' ') }])
+  next.set(partition, offset)
+  resolveOffset(batch.lastOffset())
+  await heartbeat()
+}
+
+async function main() {
+  await Promise.all([admin.connect(), consumer.connect()])
+  await consumer.subscribe({ topic, fromBeginning: true })
+  consumer.on(consumer.events.CRASH, ({ payload }) => payload.restart || process.exit(1))
+  process.once('SIGTERM', async () => {
+    await consumer.disconnect()
+    await admin.disconnect()
+  })
+  await consumer.run({ autoCommit: false, eachBatchAutoResolve: false, eachBatch })
+}
+
+main().catch((problem) => {
+  console.error(problem)
+  process.exit(1)
+})
