@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use super::budget::Held;
 use crate::buffer::{Appended, Refused};
 
 /// The lines behind a batch's events: runs of neighbours, because nearly all lines are good.
@@ -41,6 +42,8 @@ impl IntoIterator for Runs {
 pub(super) struct Settled {
     pub(super) lines: Runs,
     pub(super) outcome: Result<Appended, Refused>,
+    /// The bytes of the batch in `outcome`.
+    pub(super) held: Held,
 }
 
 /// Appends in the order they were begun.
@@ -52,6 +55,7 @@ struct Append<F> {
     lines: Runs,
     work: Pin<Box<F>>,
     outcome: Option<Result<Appended, Refused>>,
+    held: Held,
 }
 
 impl<F: Future<Output = Result<Appended, Refused>>> InFlight<F> {
@@ -71,8 +75,9 @@ impl<F: Future<Output = Result<Appended, Refused>>> InFlight<F> {
     }
 
     /// Puts an append behind the others. It begins with the next call of [`InFlight::settled`].
-    pub(super) fn push(&mut self, lines: Runs, work: F) {
-        self.0.push_back(Append { lines, work: Box::pin(work), outcome: None });
+    /// `held` are the bytes of its batch.
+    pub(super) fn push(&mut self, lines: Runs, held: Held, work: F) {
+        self.0.push_back(Append { lines, work: Box::pin(work), outcome: None, held });
     }
 
     /// Waits for the oldest append; for ever when there is none. All of them go on meanwhile.
@@ -92,9 +97,9 @@ impl<F: Future<Output = Result<Appended, Refused>>> InFlight<F> {
             }
         }
         if self.0.front().is_some_and(|append| append.outcome.is_some())
-            && let Some(Append { lines, outcome: Some(outcome), .. }) = self.0.pop_front()
+            && let Some(Append { lines, outcome: Some(outcome), held, .. }) = self.0.pop_front()
         {
-            return Poll::Ready(Settled { lines, outcome });
+            return Poll::Ready(Settled { lines, outcome, held });
         }
         Poll::Pending
     }
@@ -129,7 +134,7 @@ mod tests {
             let (answer, waits) = oneshot::channel();
             let mut lines = Runs::default();
             lines.push(line);
-            in_flight.push(lines, async move { waits.await.unwrap() });
+            in_flight.push(lines, Held::default(), async move { waits.await.unwrap() });
             answers.push(answer);
         }
         answers.pop().unwrap().send(appended(3)).unwrap();

@@ -11,9 +11,15 @@ use tokio::sync::Semaphore;
 use super::*;
 use crate::buffer::Buffer;
 use crate::event::Seq;
+use crate::ingest::unix::budget::Budget;
 use crate::stats::Stats;
 
+mod crowd;
+
 const EVENT_BYTES_MAX: usize = 1000;
+
+/// How long a half line may take while others wait.
+const WAIT: Duration = Duration::from_secs(5);
 
 /// What becomes of a batch.
 #[derive(Debug, Clone)]
@@ -30,6 +36,9 @@ struct Store {
     durable: RefCell<Vec<String>>,
     appends: Cell<usize>,
     batch_bytes_max: Cell<usize>,
+    /// Of batches that are not answered, in memory: now and at most.
+    pending_bytes: Cell<usize>,
+    pending_bytes_max: Cell<usize>,
 }
 
 impl Store {
@@ -41,6 +50,8 @@ impl Store {
             durable: RefCell::default(),
             appends: Cell::new(0),
             batch_bytes_max: Cell::new(0),
+            pending_bytes: Cell::new(0),
+            pending_bytes_max: Cell::new(0),
         }
     }
 
@@ -53,8 +64,11 @@ impl Store {
     async fn append(&self, batch: Batch) -> Result<Appended, Refused> {
         self.appends.set(self.appends.get() + 1);
         self.batch_bytes_max.set(self.batch_bytes_max.get().max(batch.bytes()));
+        self.pending_bytes.set(self.pending_bytes.get() + batch.memory_bytes());
+        self.pending_bytes_max.set(self.pending_bytes_max.get().max(self.pending_bytes.get()));
         self.permits.acquire().await.unwrap().forget();
         self.appends.set(self.appends.get() - 1);
+        self.pending_bytes.set(self.pending_bytes.get() - batch.memory_bytes());
         match self.script.borrow_mut().pop_front().unwrap_or(Outcome::Durable) {
             Outcome::Durable => {
                 let mut durable = self.durable.borrow_mut();
@@ -83,9 +97,13 @@ impl Place {
 
     /// With counters at zero.
     fn admission(&self) -> Admission {
+        self.admission_of(EVENT_BYTES_MAX)
+    }
+
+    fn admission_of(&self, event_bytes_max: usize) -> Admission {
         Admission::new(
             self.buffer.clone(),
-            EVENT_BYTES_MAX,
+            event_bytes_max,
             crate::ingest::route::Routes::default(),
             Arc::default(),
             Arc::default(),
@@ -110,7 +128,8 @@ async fn served<T>(
     peer: impl AsyncFnOnce(UnixStream) -> T,
 ) -> T {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let connection = Connection::new(ours, admission, |batch| store.append(batch));
+    let budget = Budget::new(1 << 20, admission.event_bytes_max());
+    let connection = Connection::new(ours, admission, Share::new(&budget), WAIT, |batch| store.append(batch));
     tokio::join!(connection.run(stop), peer(theirs)).1
 }
 
