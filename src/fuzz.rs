@@ -47,7 +47,7 @@ fn lines(stream: &[u8], sizes: &[usize]) -> Found {
     let (mut rest, mut sizes) = (stream, sizes.iter().cycle());
     while !rest.is_empty() {
         let size = sizes.next().map_or(1, |&size| size.clamp(1, rest.len()));
-        let taken = splitter.read(|space| {
+        let taken = splitter.read(true, size, |space| {
             let piece = rest.get(..size.min(bytes::BufMut::remaining_mut(space))).unwrap_or_default();
             bytes::BufMut::put_slice(space, piece);
             piece.len()

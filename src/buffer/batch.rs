@@ -123,6 +123,17 @@ impl Batch {
         self.bytes.len()
     }
 
+    /// Bytes of memory that its events take.
+    pub fn memory_bytes(&self) -> usize {
+        self.bytes.len() + self.ends.len() * size_of::<usize>()
+    }
+
+    /// Gives back memory that was taken for more events.
+    pub fn shrink(&mut self) {
+        self.bytes.shrink_to_fit();
+        self.ends.shrink_to_fit();
+    }
+
     /// The encoded events one by one.
     pub fn encoded(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());

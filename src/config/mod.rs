@@ -6,8 +6,9 @@
 //!
 //! Each key is declared once, in `keys`, those of a route too; the example file and the table in the manual are generated from there.
 //!
-//! `limits.memory` is split into four equal parts, one for each place where events wait: the inputs' pending events,
-//! the append queue, the window read ahead for Kafka, and librdkafka's queue.
+//! `limits.memory` is split into four equal parts, one for each place where events wait: the MQTT input, the socket, the
+//! window read ahead for Kafka, and librdkafka's queue. The append queue between them has a quarter as its limit too, but
+//! what is in it still counts where it came from.
 
 mod keys;
 mod nearest;

@@ -277,7 +277,7 @@ fn what_is_in_flight_leaves_most_of_a_small_buffer_to_be_given_up() {
 fn small_buffer(bytes_max: &str, event_bytes_max: &str) -> Result<Config, String> {
     let text = format!(
         "[mqtt]\nurl = \"mqtt://127.0.0.1\"\n[buffer]\nmax_bytes = \"{bytes_max}\"\n\
-         [limits]\nmemory = \"64 MiB\"\nmax_event_bytes = \"{event_bytes_max}\"\n"
+         [limits]\nmemory = \"84 MiB\"\nmax_event_bytes = \"{event_bytes_max}\"\n"
     );
     load(&text).map(|loaded| loaded.config)
 }
@@ -302,6 +302,23 @@ fn what_an_input_appends_at_once_fits_the_smallest_buffer() {
 }
 
 #[test]
+fn the_least_memory_lets_the_largest_event_through_the_socket() {
+    for kib in [1, 64, 256, 1024, 8192] {
+        let memory = 10 * kib + 4096;
+        let text = |memory| {
+            format!(
+                "[unix]\npath = \"/s\"\n[buffer]\nmax_bytes = \"1 GiB\"\n[limits]\nmemory = \"{memory} KiB\"\nmax_event_bytes = \"{kib} KiB\"\n"
+            )
+        };
+        let config = load(&text(memory)).unwrap().config;
+        let (event, waiting) = (config.limits.event_bytes_max, config.unix.unwrap().pending_bytes_max);
+        assert!(unix::pending_bytes_min(event) <= waiting, "{kib} KiB");
+        assert!(config.limits.record_bytes_max() < waiting, "{kib} KiB");
+        load(&text(memory - 1)).unwrap_err();
+    }
+}
+
+#[test]
 fn the_addresses_are_all_that_is_needed() {
     let config = load(
         "[mqtt]\nurl = \"mqtt://127.0.0.1\"\n[unix]\npath = \"/run/f.sock\"\n\
@@ -318,6 +335,7 @@ fn the_addresses_are_all_that_is_needed() {
     assert_eq!((mqtt.topics.len(), mqtt.receive_maximum, mqtt.pending_bytes_max), (1, 1000, 4 << 20));
     let unix = config.unix.unwrap();
     assert_eq!((unix.mode, unix.connections_max, unix.append_timeout), (0o660, 256, Duration::from_secs(5)));
+    assert_eq!(unix.pending_bytes_max, 4 << 20);
     let kafka = config.kafka.unwrap();
     assert_eq!(kafka.brokers, "a:9092,b:7");
     assert_eq!(config.records, record::Options::new(Template::literal("fieldpost")));
@@ -377,7 +395,7 @@ max_silence = "1h"
 
 [limits]
 max_event_bytes = "8 MiB"
-memory = "64 MiB"
+memory = "96 MiB"
 append_timeout = "11s"
 sources = 500
 
@@ -473,6 +491,7 @@ fn full_folder() -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one file with every key, looked at key by key")]
 fn a_full_file_sets_everything() {
     let (_folder, path) = full_folder();
     let Loaded { config, effective } = load_on(HOST, Some(&path), variables(&[])).unwrap();
@@ -516,7 +535,7 @@ fn a_full_file_sets_everything() {
     };
     assert_eq!(config.routes, Routes::new(vec![alarms], 500));
     assert_eq!(config.buffer.bytes_max, 500_000_000_000);
-    assert_eq!(config.buffer.queue_bytes_max, 16 << 20);
+    assert_eq!(config.buffer.queue_bytes_max, 24 << 20);
     assert_eq!(config.drain.delivery, drain::Delivery::AtMostOnce);
     assert_eq!(config.drain.rates, drain::Rates { bytes: Some(1 << 20), events: Some(2000) });
     assert_eq!(config.drain.start_jitter, Duration::from_secs(60));
@@ -660,7 +679,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "[limits]\nmax_event_bytes = \"8 MiB\"",
-        "fieldpost.toml:2: limits.memory = \"16 MiB\": too small for limits.max_event_bytes = \"8 MiB\"; allowed: \"52 MiB\" or more, because each quarter must hold the largest event as a Kafka record",
+        "fieldpost.toml:2: limits.memory = \"16 MiB\": too small for limits.max_event_bytes = \"8 MiB\"; allowed: \"84 MiB\" or more, because each quarter must hold the largest event beside the line it came in",
     ),
     (
         "[limits]\nappend_timeout = true",

@@ -180,5 +180,6 @@ pub(super) fn unix(r: &mut Reader) -> Option<unix::Options> {
     );
     let connections_max = size(connections_max);
     let when_full = WhenFull::default();
-    Some(unix::Options { path: path?, mode, connections_max, append_timeout: ms(0), when_full })
+    let (pending_bytes_max, append_timeout) = (0, ms(0));
+    Some(unix::Options { path: path?, mode, connections_max, pending_bytes_max, append_timeout, when_full })
 }

@@ -84,7 +84,9 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     });
     let unix = unix.map(|unix| {
         let when_full = unix_when_full.unwrap_or(when_full);
-        unix::Options { append_timeout: limits.append_timeout, when_full, ..unix }
+        // Each connection's batches are appended by themselves, so a small buffer does not matter here.
+        let pending_bytes_max = limits.quarter();
+        unix::Options { pending_bytes_max, append_timeout: limits.append_timeout, when_full, ..unix }
     });
     // Nobody may have made the topic that the template names for them, and what cannot be sent holds the line.
     let is_topic_sure = loss_topic.is_some() || records.topic.fixed().is_some() || records.allowed.is_some();
@@ -160,8 +162,8 @@ fn limits(r: &mut Reader) -> Limits {
     let memory_bytes_max = r.bytes(
         Key {
             name: "limits.memory",
-            meaning: "Memory for events on their way: a quarter each for the inputs, the append queue, the events read \
-                      ahead for Kafka, and Kafka's own queue. At least 6 x max_event_bytes + 4 MiB.",
+            meaning: "Memory for events on their way: a quarter each for MQTT, for all connections of the socket, for the \
+                      events read ahead for Kafka, and for Kafka's own queue. At least 10 x max_event_bytes + 4 MiB.",
             delivery: "At the limit inputs wait (MQTT) or their producers do (socket); nothing is dropped.",
         },
         16 * MIB,
@@ -194,7 +196,7 @@ fn limits(r: &mut Reader) -> Limits {
         &["limits.max_event_bytes"],
         format!(
             "too small for limits.max_event_bytes = \"{}\"; allowed: \"{}\" or more, because each quarter must hold \
-             the largest event as a Kafka record",
+             the largest event beside the line it came in",
             format_bytes(event_bytes_max),
             format_bytes(needed)
         ),
@@ -207,10 +209,11 @@ fn limits(r: &mut Reader) -> Limits {
     }
 }
 
-/// The least `limits.memory`: librdkafka refuses a record above its whole queue for ever, and a payload grows by a
-/// third in base64, with the envelope's names by less than half. So a quarter holds 1.5 events and some rest.
+/// The least `limits.memory`. A quarter holds the largest event of the socket beside its line, a third longer in base64,
+/// and what is read with it: 2.5 events and some rest. Kafka's queue needs less: librdkafka refuses a record above its
+/// whole queue for ever, and a record has less than 1.5 times the size of its event.
 fn memory_min(event_bytes_max: u64) -> u64 {
-    6 * event_bytes_max + 4 * QUARTER_REST
+    10 * event_bytes_max + 4 * QUARTER_REST
 }
 
 fn buffer(r: &mut Reader, agent: &Agent, limits: &Limits) -> (buffer::Options, WhenFull) {

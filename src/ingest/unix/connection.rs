@@ -1,20 +1,25 @@
 //! One connection: reads lines, appends their events in batches, answers what became of them.
 //!
 //! While appends are on their way the next lines are read and parsed, up to [`BATCH_BYTES`] and [`APPENDS_MAX`]; then
-//! reading stops and the peer's own writes block. A lone line is appended at once; in a burst all whole lines of a
+//! reading stops and the peer's own writes block. The same happens while the connections together hold all bytes of the
+//! [`Budget`]; answers go on leaving. A lone line is appended at once; in a burst all whole lines of a
 //! chunk are one batch, or a few. A turn works on one chunk at most, so no peer can keep the others waiting.
 
-use std::future::Future;
-use std::io::ErrorKind;
+use std::future::{Future, pending};
+use std::io::{self, ErrorKind};
 use std::mem;
 use std::pin::pin;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+#[cfg(doc)]
+use super::budget::Budget;
+use super::budget::Share;
 use super::in_flight::{InFlight, Runs, Settled};
-use super::lines::{CHUNK_BYTES, Line, Lines};
+use super::lines::{CHUNK_BYTES, FIRST_BYTES, Line, Lines};
 use super::note;
 use super::reply::{Code, Replies};
 use crate::buffer::{AppendError, Appended, Batch, Refused};
@@ -27,8 +32,7 @@ use crate::ingest::{Admission, Admitted};
 /// what the smallest buffer takes once it is drained, or it would be refused for ever.
 pub(crate) const BATCH_BYTES: usize = 64 * 1024;
 
-/// Most appends on their way: one being synced and the next ones collecting. With the batch that waits this bounds
-/// a connection to about half a megabyte and its line buffer.
+/// Most appends on their way: one being synced and the next ones collecting.
 const APPENDS_MAX: usize = 4;
 
 /// How long a peer that sent its last byte may take to read its answers.
@@ -48,17 +52,28 @@ pub(super) struct Connection<'a, A, F> {
     stream: UnixStream,
     append: A,
     lines: Lines,
+    share: Share,
     intake: Intake<'a>,
     in_flight: InFlight<F>,
     replies: Replies,
     /// Events that became durable or were left out by their routes: all that were taken and are settled.
     taken: u64,
-    /// Memory of a settled batch for the next one; only while the peer is busy.
-    spare: Option<Batch>,
+    /// A line of which more came than a connection holds by itself.
+    half_line: Option<HalfLine>,
+    /// How long it may take when others wait for its bytes.
+    half_line_wait: Duration,
     /// The last look found nothing to read.
     is_quiet: bool,
     /// Bytes read since the others had their turn.
     turn_bytes: usize,
+}
+
+/// An unfinished line that holds bytes of the budget.
+#[derive(Debug, Clone, Copy)]
+struct HalfLine {
+    number: u64,
+    /// When it is asked next whether others wait.
+    until: Instant,
 }
 
 /// What a look at the stream found.
@@ -73,14 +88,22 @@ where
     A: Fn(Batch) -> F,
     F: Future<Output = Result<Appended, Refused>>,
 {
-    /// A connection that hands its batches to `append`.
-    pub(super) fn new(stream: UnixStream, admission: &'a Admission, append: A) -> Self {
+    /// A connection that holds its lines and batches by `share` and hands the batches to `append`. While others wait
+    /// for the bytes of a half line it is refused after `half_line_wait`.
+    pub(super) fn new(
+        stream: UnixStream,
+        admission: &'a Admission,
+        share: Share,
+        half_line_wait: Duration,
+        append: A,
+    ) -> Self {
         let bytes_max = line_bytes_max(admission.event_bytes_max());
         let peer = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
         Self {
             stream,
             append,
             lines: Lines::new(bytes_max),
+            share,
             intake: Intake {
                 admission,
                 bytes_max,
@@ -92,7 +115,8 @@ where
             in_flight: InFlight::new(),
             replies: Replies::default(),
             taken: 0,
-            spare: None,
+            half_line: None,
+            half_line_wait,
             is_quiet: true,
             turn_bytes: 0,
         }
@@ -116,9 +140,11 @@ where
         let mut stopped = pin!(stop.cancelled());
         loop {
             self.hand_on();
+            self.give_back();
             let has_answers = !self.replies.is_empty();
             // What was read is taken then, too.
             let has_room = self.intake.has_room();
+            let rest = self.lines.rest();
             let stream = tokio::select! {
                 biased;
                 () = &mut stopped => Stream::Ended,
@@ -127,7 +153,8 @@ where
                     Ok(()) => { self.write(); Stream::Open }
                     Err(_) => Stream::Ended,
                 },
-                ready = self.stream.readable(), if has_room => match ready {
+                () = time_of(self.half_line), if has_room => self.hurry(),
+                ready = may_read(&self.stream, &mut self.share, rest), if has_room => match ready {
                     Ok(()) => self.read(),
                     Err(_) => Stream::Ended,
                 },
@@ -144,6 +171,7 @@ where
 
     /// Brings everything that was read to an end. Takes as long as the appends, which have a limit of their own.
     async fn settle_all(&mut self) {
+        self.share.leave_line();
         self.hand_on();
         while !self.in_flight.is_empty() {
             let has_answers = !self.replies.is_empty();
@@ -157,6 +185,9 @@ where
             }
             self.hand_on();
         }
+        // The peer may take its time over the answers.
+        self.lines = Lines::new(self.intake.bytes_max);
+        self.share.release();
     }
 
     async fn write_all(&mut self) {
@@ -166,7 +197,8 @@ where
     }
 
     fn read(&mut self) -> Stream {
-        match self.lines.read(|space| self.stream.try_read_buf(space)) {
+        let (may_grow, space_max) = (self.share.is_long(), self.share.space(self.lines.rest()));
+        match self.lines.read(may_grow, space_max, |space| self.stream.try_read_buf(space)) {
             Ok(0) => {
                 if let Some(line) = self.lines.unfinished() {
                     self.intake.refuse_half_line(line, &mut self.replies);
@@ -177,7 +209,7 @@ where
                 self.is_quiet = false;
                 self.turn_bytes += bytes;
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => self.rest(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => self.is_quiet = true,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             // A peer that closed without reading its answers.
             Err(_) => return Stream::Ended,
@@ -202,6 +234,7 @@ where
             {
                 self.intake.take(line, &mut self.replies);
             }
+            self.share.charge(self.intake.batch.memory_bytes());
             if self.intake.batch.is_empty() {
                 self.settle_left_out();
                 return;
@@ -209,10 +242,10 @@ where
             if self.in_flight.len() == APPENDS_MAX {
                 return;
             }
-            let next = self.spare.take().unwrap_or_default();
-            let batch = mem::replace(&mut self.intake.batch, next);
-            let (lines, left_out) = (mem::take(&mut self.intake.lines), mem::take(&mut self.intake.left_out));
-            self.in_flight.push(lines, left_out, (self.append)(batch));
+            let (mut batch, lines) = (mem::take(&mut self.intake.batch), mem::take(&mut self.intake.lines));
+            let left_out = mem::take(&mut self.intake.left_out);
+            batch.shrink();
+            self.in_flight.push(lines, left_out, self.share.hand_over(), (self.append)(batch));
         }
     }
 
@@ -225,50 +258,92 @@ where
         }
     }
 
+    /// Gives back bytes of the budget, and the memory they stand for, that what was read does not need. A busy
+    /// connection keeps them as long as nobody waits for them.
+    fn give_back(&mut self) {
+        let rest = self.lines.rest();
+        if rest > 0 && !self.intake.has_room() {
+            // Whole lines may be among it.
+            return;
+        }
+        if rest > FIRST_BYTES {
+            let number = self.lines.next_number();
+            if self.half_line.is_none_or(|half_line| half_line.number != number) {
+                self.half_line = Some(HalfLine { number, until: Instant::now() + self.half_line_wait });
+                self.lines.shrink();
+                self.share.release_long();
+            }
+            self.share.top_up();
+            return;
+        }
+        self.half_line = None;
+        self.lines.shrink();
+        self.share.release_long();
+        if self.is_quiet {
+            self.lines.idle();
+            self.share.release();
+        } else if !self.intake.has_room() || !self.share.top_up() {
+            self.lines.keep_rest();
+            self.share.release();
+        }
+    }
+
+    /// The half line had its time: refuses it if others wait for its bytes.
+    fn hurry(&mut self) -> Stream {
+        let until = Instant::now() + self.half_line_wait;
+        self.half_line = self.half_line.map(|half_line| HalfLine { until, ..half_line });
+        if self.share.is_wanted() {
+            let (number, wait) = (self.lines.give_up(), self.half_line_wait);
+            self.intake.refuse_late_line(number, wait, &mut self.replies);
+        }
+        Stream::Open
+    }
+
     fn settle(&mut self, settled: Settled) -> Stream {
-        let events = settled.lines.lines();
-        self.taken += settled.left_out;
-        match settled.outcome {
-            Ok(Appended { batch, .. }) => {
+        let Settled { lines, left_out, outcome, held } = settled;
+        let events = lines.lines();
+        self.taken += left_out;
+        let stream = match outcome {
+            Ok(_) => {
                 self.taken += events;
                 self.intake.admission.stats().unix_in.add(events);
                 self.replies.ack(self.taken);
-                self.keep(batch);
                 Stream::Open
             }
-            Err(Refused { reason, batch }) => {
+            Err(Refused { reason, .. }) => {
                 self.intake.admission.stats().refused.add(events);
                 let code = code(&reason);
                 note::refused(code, &reason, events, self.intake.peer);
-                for lines in settled.lines {
+                for lines in lines {
                     self.replies.refuse(lines, code, || reason.to_string().into());
                 }
                 // Order: behind the errors, which concern events before.
-                if settled.left_out > 0 {
+                if left_out > 0 {
                     self.replies.ack(self.taken);
                 }
-                batch.into_iter().for_each(|batch| self.keep(batch));
                 // Nothing will be taken any more: reading on would only refuse.
                 if reason.class() == Class::Fatal { Stream::Ended } else { Stream::Open }
             }
-        }
+        };
+        // Order: behind the batch, or others would take its bytes while it still has them.
+        drop(held);
+        stream
     }
+}
 
-    fn keep(&mut self, mut batch: Batch) {
-        if !self.is_quiet && batch.bytes() <= BATCH_BYTES + CHUNK_BYTES {
-            batch.clear();
-            self.spare = Some(batch);
-        }
-    }
+/// Waits until there is something to read and the bytes to read it into.
+///
+/// Cancel safe: yes, see [`Share::granted`].
+async fn may_read(stream: &UnixStream, share: &mut Share, rest: usize) -> io::Result<()> {
+    stream.readable().await?;
+    share.granted(rest).await;
+    Ok(())
+}
 
-    /// Gives back the memory of a burst: most connections are idle most of the time.
-    fn rest(&mut self) {
-        self.is_quiet = true;
-        self.spare = None;
-        self.lines.idle();
-        if self.intake.batch.is_empty() {
-            self.intake.batch = Batch::new();
-        }
+async fn time_of(half_line: Option<HalfLine>) {
+    match half_line {
+        Some(half_line) => sleep_until(half_line.until).await,
+        None => pending().await,
     }
 }
 
@@ -336,6 +411,14 @@ impl Intake<'_> {
                 replies.refuse(number..=number, code, || refusal.to_string().into());
             }
         }
+    }
+
+    fn refuse_late_line(&mut self, number: u64, wait: Duration, replies: &mut Replies) {
+        self.admission.stats().refused.add(1);
+        note::line(Code::Timeout, number, self.peer);
+        replies.refuse(number..=number, Code::Timeout, || {
+            format!("the line did not end within {wait:?}, and other connections wait for its memory").into()
+        });
     }
 
     fn refuse_half_line(&mut self, number: u64, replies: &mut Replies) {

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use super::budget::Held;
 use crate::buffer::{Appended, Refused};
 
 /// The lines behind a batch's events: runs of neighbours, because nearly all lines are good.
@@ -43,6 +44,8 @@ pub(super) struct Settled {
     /// Events that came with them and were left out by their routes.
     pub(super) left_out: u64,
     pub(super) outcome: Result<Appended, Refused>,
+    /// The bytes of the batch in `outcome`.
+    pub(super) held: Held,
 }
 
 /// Appends in the order they were begun.
@@ -55,6 +58,7 @@ struct Append<F> {
     left_out: u64,
     work: Pin<Box<F>>,
     outcome: Option<Result<Appended, Refused>>,
+    held: Held,
 }
 
 impl<F: Future<Output = Result<Appended, Refused>>> InFlight<F> {
@@ -74,8 +78,9 @@ impl<F: Future<Output = Result<Appended, Refused>>> InFlight<F> {
     }
 
     /// Puts an append behind the others. It begins with the next call of [`InFlight::settled`].
-    pub(super) fn push(&mut self, lines: Runs, left_out: u64, work: F) {
-        self.0.push_back(Append { lines, left_out, work: Box::pin(work), outcome: None });
+    /// `held` are the bytes of its batch.
+    pub(super) fn push(&mut self, lines: Runs, left_out: u64, held: Held, work: F) {
+        self.0.push_back(Append { lines, left_out, work: Box::pin(work), outcome: None, held });
     }
 
     /// Adds events that need no append and are settled with the newest one. `false`: there is none.
@@ -100,9 +105,9 @@ impl<F: Future<Output = Result<Appended, Refused>>> InFlight<F> {
             }
         }
         if self.0.front().is_some_and(|append| append.outcome.is_some())
-            && let Some(Append { lines, left_out, outcome: Some(outcome), .. }) = self.0.pop_front()
+            && let Some(Append { lines, left_out, outcome: Some(outcome), held, .. }) = self.0.pop_front()
         {
-            return Poll::Ready(Settled { lines, left_out, outcome });
+            return Poll::Ready(Settled { lines, left_out, outcome, held });
         }
         Poll::Pending
     }
@@ -137,7 +142,7 @@ mod tests {
             let (answer, waits) = oneshot::channel();
             let mut lines = Runs::default();
             lines.push(line);
-            in_flight.push(lines, line, async move { waits.await.unwrap() });
+            in_flight.push(lines, line, Held::default(), async move { waits.await.unwrap() });
             answers.push(answer);
         }
         answers.pop().unwrap().send(appended(3)).unwrap();

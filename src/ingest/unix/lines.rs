@@ -9,8 +9,8 @@ use std::mem;
 
 use memchr::memchr;
 
-/// What a connection that was idle reads into.
-const FIRST_BYTES: usize = 8 * 1024;
+/// What a connection that was idle reads into, and what may stay of an unfinished line without a grant.
+pub(super) const FIRST_BYTES: usize = 8 * 1024;
 
 /// What a busy connection reads at once: a few hundred small events, well under a millisecond of work.
 pub(crate) const CHUNK_BYTES: usize = 64 * 1024;
@@ -64,12 +64,18 @@ impl Lines {
         }
     }
 
-    /// Reads with `read` into at most [`CHUNK_BYTES`] of free space behind what is already there and returns its
-    /// result.
-    pub(crate) fn read<T>(&mut self, read: impl FnOnce(&mut bytes::buf::Limit<&mut Vec<u8>>) -> T) -> T {
-        self.make_space();
+    /// Reads with `read` into at most `space_max` and [`CHUNK_BYTES`] of free space behind what is already there and
+    /// returns its result. The buffer stays within [`CHUNK_BYTES`] unless it `may_grow`; when it may not, `space_max` and
+    /// [`Lines::rest`] together are at most that much.
+    pub(crate) fn read<T>(
+        &mut self,
+        may_grow: bool,
+        space_max: usize,
+        read: impl FnOnce(&mut bytes::buf::Limit<&mut Vec<u8>>) -> T,
+    ) -> T {
+        self.make_space(if may_grow { self.bytes_max + 1 + CHUNK_BYTES } else { CHUNK_BYTES });
         let before = self.buffer.len();
-        let space = (self.buffer.capacity() - before).min(CHUNK_BYTES);
+        let space = (self.buffer.capacity() - before).min(CHUNK_BYTES).min(space_max);
         let result = read(&mut bytes::BufMut::limit(&mut self.buffer, space));
         self.filled = self.buffer.len() - before == space;
         result
@@ -107,15 +113,48 @@ impl Lines {
         (!self.skipping && !is_blank(rest)).then_some(self.number + 1)
     }
 
+    /// Bytes that were read and not handed out: once there is no next line, those of an unfinished one.
+    pub(crate) fn rest(&self) -> usize {
+        self.buffer.len() - self.start
+    }
+
+    /// The number of the line that comes next or is unfinished.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.number + 1
+    }
+
+    /// Throws the unfinished line away, with what is still to come of it, and returns its number.
+    pub(crate) fn give_up(&mut self) -> u64 {
+        self.scanned = self.buffer.len();
+        self.start = self.scanned;
+        self.number += 1;
+        self.skipping = true;
+        self.number
+    }
+
+    /// To be called when a long line was taken: gives back what only it needed.
+    pub(crate) fn shrink(&mut self) {
+        if self.buffer.capacity() > CHUNK_BYTES {
+            self.compact();
+            self.buffer.shrink_to(CHUNK_BYTES);
+        }
+    }
+
     /// To be called when nothing more is there for now: gives back memory that only a burst needed.
     pub(crate) fn idle(&mut self) {
         self.filled = false;
+        self.keep_rest();
+    }
+
+    /// To be called when others need the memory: gives it back, but the next read takes as much again.
+    pub(crate) fn keep_rest(&mut self) {
         self.compact();
         if self.buffer.is_empty() {
             self.buffer = Vec::new();
-        } else if self.buffer.len() <= FIRST_BYTES {
-            // Not for a long line: one that comes byte by byte would be copied to and fro each time.
-            self.buffer.shrink_to(FIRST_BYTES);
+        } else if self.buffer.len() <= FIRST_BYTES && self.buffer.capacity() > FIRST_BYTES {
+            // Not for a long line: one that comes byte by byte would be copied to and fro each time. And not by
+            // shrinking: the allocator would cut the block, and no other connection's chunk fits into what is left of it.
+            self.buffer = self.buffer.as_slice().to_vec();
         }
     }
 
@@ -139,14 +178,13 @@ impl Lines {
         too_long.then_some(self.number)
     }
 
-    fn make_space(&mut self) {
+    fn make_space(&mut self, limit: usize) {
         self.compact();
         let capacity = self.buffer.capacity();
-        let limit = self.bytes_max + 1 + CHUNK_BYTES;
-        let wanted = if capacity < FIRST_BYTES {
-            FIRST_BYTES
-        } else if self.buffer.len() > capacity / 2 || (self.filled && capacity < CHUNK_BYTES) {
+        let wanted = if self.buffer.len() > capacity / 2 || (self.filled && capacity < CHUNK_BYTES) {
             (2 * capacity).max(CHUNK_BYTES)
+        } else if capacity < FIRST_BYTES {
+            FIRST_BYTES
         } else {
             return;
         };
@@ -191,7 +229,7 @@ mod tests {
 
     fn feed(lines: &mut Lines, mut chunk: &[u8], seen: &mut Vec<Seen>) {
         while !chunk.is_empty() {
-            let taken = lines.read(|space| {
+            let taken = lines.read(true, CHUNK_BYTES, |space| {
                 let taken = chunk.len().min(bytes::BufMut::remaining_mut(space));
                 bytes::BufMut::put_slice(space, &chunk[..taken]);
                 taken
@@ -274,7 +312,7 @@ mod tests {
         feed(&mut lines, b"half", &mut seen);
         assert!(lines.capacity() <= CHUNK_BYTES);
         lines.idle();
-        assert_eq!(lines.capacity(), FIRST_BYTES);
+        assert_eq!(lines.capacity(), 4);
         feed(&mut lines, b"\n", &mut seen);
         lines.idle();
         assert_eq!(lines.capacity(), 0);

@@ -20,8 +20,11 @@
 //! stored.
 //!
 //! # Promise
-//! An acknowledged event is durable. A peer costs a bounded amount of memory and is never waited for; what it does
-//! harms no other peer. At a stop what was read is settled and answered, what was not read stays unanswered.
+//! An acknowledged event is durable. All connections together hold [`Options::pending_bytes_max`] for lines and events:
+//! at that limit they are read in turn, and answered all the time. Half a line may hold its part for
+//! [`Options::append_timeout`]; if others wait for it then, the line is refused with `timeout` and what still comes of it
+//! is passed over. Beside that a peer costs a small bounded amount of memory and is never waited for; what it does harms
+//! no other peer. At a stop what was read is settled and answered, what was not read stays unanswered.
 
 use std::io;
 use std::path::PathBuf;
@@ -38,6 +41,7 @@ use crate::buffer::{Wait, WhenFull};
 use crate::error::Class;
 use crate::ingest::Admission;
 
+mod budget;
 mod connection;
 mod in_flight;
 pub(crate) mod lines;
@@ -45,6 +49,9 @@ mod listener;
 mod note;
 mod reply;
 
+#[cfg(test)]
+pub(crate) use budget::bytes_min as pending_bytes_min;
+use budget::{Budget, Share};
 pub(crate) use connection::BATCH_BYTES;
 use connection::Connection;
 pub(crate) use connection::line_bytes_max;
@@ -61,7 +68,10 @@ pub struct Options {
     pub mode: u32,
     /// Most connections at once; one more is told so and closed.
     pub connections_max: usize,
-    /// Longest wait of one event for the buffer before the producer gets `buffer_full` or `timeout`.
+    /// Most bytes that all connections together hold for lines that were read and events that are not durable yet.
+    pub pending_bytes_max: usize,
+    /// Longest wait of one event for the buffer before the producer gets `buffer_full` or `timeout`, and of others for
+    /// the bytes of an unfinished line.
     pub append_timeout: Duration,
     /// What to do with events that find no room, where no route has it otherwise.
     pub when_full: WhenFull,
@@ -158,6 +168,7 @@ pub async fn run(
     tracing::info!(path = %options.path.display(), inherited, "listening on the Unix socket");
     let mut door = Door { socket, pause: Backoff::new(ACCEPT_PAUSE.0, ACCEPT_PAUSE.1), closed_until: None };
     let admission = Arc::new(admission.under(options.when_full));
+    let budget = Budget::new(options.pending_bytes_max, admission.event_bytes_max());
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -169,7 +180,9 @@ pub async fn run(
                     turn_away(stream, options.connections_max);
                 }
                 Ok(stream) => {
-                    connections.spawn(serve(stream, Arc::clone(&admission), options.append_timeout, stop.clone()));
+                    let share = Share::new(&budget);
+                    let admission = Arc::clone(&admission);
+                    connections.spawn(serve(stream, admission, share, options.append_timeout, stop.clone()));
                 }
                 Err(error) => door.close_for_a_while(&error),
             }
@@ -187,12 +200,13 @@ pub async fn run(
 async fn serve(
     stream: tokio::net::UnixStream,
     admission: Arc<Admission>,
+    share: Share,
     append_timeout: Duration,
     stop: CancellationToken,
 ) {
     admission.stats().unix_opened.add(1);
     let append = |batch| admission.append(batch, Wait::AtMost(append_timeout));
-    Connection::new(stream, &admission, append).run(&stop).await;
+    Connection::new(stream, &admission, share, append_timeout, append).run(&stop).await;
     admission.stats().unix_closed.add(1);
 }
 
@@ -252,7 +266,14 @@ mod tests {
 
     fn options(path: &std::path::Path, append_timeout: Duration) -> Options {
         let when_full = WhenFull::Block;
-        Options { path: path.to_owned(), mode: 0o600, connections_max: 2, append_timeout, when_full }
+        Options {
+            path: path.to_owned(),
+            mode: 0o600,
+            connections_max: 2,
+            pending_bytes_max: 1 << 20,
+            append_timeout,
+            when_full,
+        }
     }
 
     fn buffer(dir: &std::path::Path) -> (Buffer, WriterThread) {

@@ -12,9 +12,15 @@ use super::*;
 use crate::buffer::Buffer;
 use crate::event::Seq;
 use crate::ingest::route::{Keep, Pattern, Route, Routes};
+use crate::ingest::unix::budget::Budget;
 use crate::stats::Stats;
 
+mod crowd;
+
 const EVENT_BYTES_MAX: usize = 1000;
+
+/// How long a half line may take while others wait.
+const WAIT: Duration = Duration::from_secs(5);
 
 /// What becomes of a batch.
 #[derive(Debug, Clone)]
@@ -31,6 +37,9 @@ struct Store {
     durable: RefCell<Vec<String>>,
     appends: Cell<usize>,
     batch_bytes_max: Cell<usize>,
+    /// Of batches that are not answered, in memory: now and at most.
+    pending_bytes: Cell<usize>,
+    pending_bytes_max: Cell<usize>,
 }
 
 impl Store {
@@ -42,6 +51,8 @@ impl Store {
             durable: RefCell::default(),
             appends: Cell::new(0),
             batch_bytes_max: Cell::new(0),
+            pending_bytes: Cell::new(0),
+            pending_bytes_max: Cell::new(0),
         }
     }
 
@@ -54,8 +65,11 @@ impl Store {
     async fn append(&self, batch: Batch) -> Result<Appended, Refused> {
         self.appends.set(self.appends.get() + 1);
         self.batch_bytes_max.set(self.batch_bytes_max.get().max(batch.bytes()));
+        self.pending_bytes.set(self.pending_bytes.get() + batch.memory_bytes());
+        self.pending_bytes_max.set(self.pending_bytes_max.get().max(self.pending_bytes.get()));
         self.permits.acquire().await.unwrap().forget();
         self.appends.set(self.appends.get() - 1);
+        self.pending_bytes.set(self.pending_bytes.get() - batch.memory_bytes());
         match self.script.borrow_mut().pop_front().unwrap_or(Outcome::Durable) {
             Outcome::Durable => {
                 let mut durable = self.durable.borrow_mut();
@@ -84,13 +98,17 @@ impl Place {
 
     /// With counters at zero.
     fn admission(&self) -> Admission {
-        self.admission_by(Vec::new())
+        self.admission_by(EVENT_BYTES_MAX, Vec::new())
     }
 
-    fn admission_by(&self, routes: Vec<Route>) -> Admission {
+    fn admission_of(&self, event_bytes_max: usize) -> Admission {
+        self.admission_by(event_bytes_max, Vec::new())
+    }
+
+    fn admission_by(&self, event_bytes_max: usize, routes: Vec<Route>) -> Admission {
         Admission::new(
             self.buffer.clone(),
-            EVENT_BYTES_MAX,
+            event_bytes_max,
             Routes::new(routes, 100),
             Arc::default(),
             Arc::default(),
@@ -124,7 +142,8 @@ async fn served<T>(
     peer: impl AsyncFnOnce(UnixStream) -> T,
 ) -> T {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let connection = Connection::new(ours, admission, |batch| store.append(batch));
+    let budget = Budget::new(1 << 20, admission.event_bytes_max());
+    let connection = Connection::new(ours, admission, Share::new(&budget), WAIT, |batch| store.append(batch));
     tokio::join!(connection.run(stop), peer(theirs)).1
 }
 
@@ -473,7 +492,7 @@ fn a_client_knows_exactly_one_outcome_of_every_line() {
 #[tokio::test]
 async fn what_a_route_leaves_out_is_acknowledged_at_once_and_in_its_turn() {
     let place = Place::new();
-    let admission = place.admission_by(drop_noise());
+    let admission = place.admission_by(EVENT_BYTES_MAX, drop_noise());
     let (store, stop) = (Store::waiting(), CancellationToken::new());
     served(&admission, &store, &stop, async |stream| {
         let mut stream = BufReader::new(stream);
@@ -501,7 +520,7 @@ async fn what_a_route_leaves_out_is_acknowledged_at_once_and_in_its_turn() {
 #[tokio::test]
 async fn what_a_route_leaves_out_is_taken_although_its_neighbour_is_refused() {
     let place = Place::new();
-    let admission = place.admission_by(drop_noise());
+    let admission = place.admission_by(EVENT_BYTES_MAX, drop_noise());
     let store = Store::scripted([Outcome::Refused(AppendError::Full)]);
     let stop = CancellationToken::new();
     let answers = served(&admission, &store, &stop, async |mut stream| {
