@@ -83,7 +83,7 @@ pub struct Redis {
 /// Where events go that Kafka refuses for their content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetters {
-    /// Their topic, another one than a fixed [`kafka::Options::topic`]; `None`: the store at once.
+    /// Their topic, another one than a fixed [`record::Options::topic`]; `None`: the store at once.
     pub topic: Option<String>,
     /// The store beside the buffer.
     pub store: dead_letter::Options,
