@@ -123,7 +123,7 @@ impl Batch {
         self.bytes.len()
     }
 
-    /// Bytes of memory that its events take.
+    /// Bytes of memory that its events take, without what neighbours share: their rank and their way.
     pub fn memory_bytes(&self) -> usize {
         self.bytes.len() + self.ends.len() * size_of::<usize>()
     }
