@@ -29,7 +29,7 @@ const ATTEMPTS: u32 = 2;
 
 /// Where one event goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Place {
     Topic,
     Store,
 }
@@ -37,7 +37,7 @@ pub(super) enum Way {
 /// Why it goes there.
 #[derive(Debug, Clone)]
 pub(super) struct Poison {
-    way: Way,
+    place: Place,
     rejection: Rejection,
     at: Stamp,
     texts: [String; 3],
@@ -68,8 +68,8 @@ impl Poisons {
     }
 
     /// Where the event goes, if it is poison.
-    pub(super) fn way_of(&self, seq: Seq) -> Option<Way> {
-        self.known.get(&seq).map(|poison| poison.way)
+    pub(super) fn place_of(&self, seq: Seq) -> Option<Place> {
+        self.known.get(&seq).map(|poison| poison.place)
     }
 
     /// The event was rejected alone, or its dead letter was.
@@ -77,24 +77,24 @@ impl Poisons {
         if self.known.contains_key(&seq) {
             return self.refused_as_dead_letter(seq, &rejection.reason);
         }
-        let way = if self.topic.is_some() { Way::Topic } else { Way::Store };
+        let place = if self.topic.is_some() { Place::Topic } else { Place::Store };
         let at = self.clock.now();
         let time = jiff::Timestamp::from_microsecond(at.wall_us).unwrap_or_default();
         let texts = [rejection.code.to_string(), ATTEMPTS.to_string(), format!("{time:.6}")];
         tracing::error!(
-            seq = seq.0, reason = %rejection.reason, way = way.word(),
+            seq = seq.0, reason = %rejection.reason, place = place.word(),
             "Kafka rejects an event alone: it becomes a dead letter (fieldpost dead-letter)"
         );
-        self.known.insert(seq, Poison { way, rejection: rejection.clone(), at, texts });
+        self.known.insert(seq, Poison { place, rejection: rejection.clone(), at, texts });
     }
 
     /// Kafka does not take it as a dead letter either.
     pub(super) fn refused_as_dead_letter(&mut self, seq: Seq, reason: &str) {
         if let Some(poison) = self.known.get_mut(&seq)
-            && poison.way == Way::Topic
+            && poison.place == Place::Topic
         {
             tracing::error!(seq = seq.0, %reason, "kafka.dead_letter_topic does not take a dead letter: it is kept on disk");
-            poison.way = Way::Store;
+            poison.place = Place::Store;
         }
     }
 
@@ -124,7 +124,7 @@ impl Poisons {
     }
 }
 
-impl Way {
+impl Place {
     fn word(self) -> &'static str {
         match self {
             Self::Topic => "topic",

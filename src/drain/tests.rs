@@ -14,7 +14,8 @@ use crate::sink::record;
 use crate::sink::record::templates::{Field, Template};
 use crate::sink::registry::Schemas;
 use crate::sink::transaction::{Cursor, Kept, StepEnd, StepError};
-use crate::sink::{Record, Rejection};
+use crate::sink::{Fatal, Outcome, Record, Rejection, SendError};
+use crate::stats::LinkState;
 
 /// What the scripted producer does with the records of one hand-over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

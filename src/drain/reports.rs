@@ -1,0 +1,122 @@
+//! What Kafka says of what was sent: confirmations move the window, refusals stop the flow.
+
+use super::{Delivery, Drain, State};
+use crate::event::Seq;
+use crate::sink::{Outcome, Producer, Report};
+use crate::stats::LinkState;
+
+impl<P: Producer> Drain<P> {
+    /// Takes the reports in. Whether there were any.
+    pub(super) fn collect(&mut self) -> bool {
+        let mut reports = std::mem::take(&mut self.reports);
+        self.producer.take_reports(&mut reports);
+        let is_reported = !reports.is_empty();
+        let mut delivered = 0;
+        for Report { tag, outcome } in reports.drain(..) {
+            match outcome {
+                Outcome::Delivered => {
+                    let Some(ping) = self.window.confirm(tag) else { continue };
+                    delivered += 1;
+                    match (&self.pings, ping, &mut self.transaction) {
+                        (Some(_), Some(ping), Some(transaction)) => transaction.pings.push(ping),
+                        (Some(pings), Some(ping), None) => pings.offer_made(ping),
+                        _ => {}
+                    }
+                }
+                outcome => self.refused(tag, &outcome),
+            }
+        }
+        self.reports = reports;
+        if delivered > 0 {
+            match &mut self.transaction {
+                Some(transaction) => transaction.confirm(delivered),
+                None => self.stats.kafka_out.add(delivered),
+            }
+            if self.stats.kafka.set(LinkState::Up) {
+                tracing::info!("Kafka link up");
+            }
+        }
+        if let Some(last) = self.window.advance() {
+            self.confirmed = last;
+            if self.suspects.first().is_some_and(|suspect| *suspect <= last) {
+                self.suspects = self.suspects.split_off(&last.next());
+            }
+        }
+        if self.window.is_empty() {
+            self.confirmed = self.confirmed.max(self.sent);
+            self.is_alone = false;
+        }
+        if !self.is_transaction_begun() && self.confirmed > self.cursor {
+            self.cursor = self.confirmed;
+            self.forget_refusals();
+        }
+        self.stats.oldest_boot_us.set(self.window.oldest_boot_us().unwrap_or(0));
+        if let (State::Flowing, Some(reason)) = (&self.state, self.producer.fatal()) {
+            tracing::warn!(%reason, "the Kafka producer is broken and is made again");
+            self.state = State::Settling;
+        }
+        is_reported
+    }
+
+    /// The cursor has moved: what was refused up to there is through, the next refusal is a new one.
+    pub(super) fn forget_refusals(&mut self) {
+        self.stats.dead_lettered.add(self.poisons.settle(self.cursor));
+        if self.suspects.is_empty() {
+            self.backoff.reset();
+        }
+    }
+
+    /// A record was not delivered.
+    pub(super) fn refused(&mut self, tag: usize, outcome: &Outcome) {
+        if self.options.delivery == Delivery::AtMostOnce {
+            if self.window.confirm(tag).is_some() {
+                self.stats.kafka_lost.add(1);
+                self.log_refusal(None, outcome);
+            }
+            return;
+        }
+        let Some(seq) = self.window.refuse(tag) else { return };
+        // What failed only because the producer broke is no suspect.
+        if !matches!(outcome, Outcome::Failed(_)) {
+            self.suspects.insert(seq);
+        }
+        match outcome {
+            Outcome::Rejected(rejection) if self.is_alone => {
+                self.poisons.rejected(seq, rejection);
+                // Not the same again: there is nothing to wait for.
+                self.backoff.reset();
+            }
+            Outcome::Misconfigured(reason) if self.is_alone => {
+                self.poisons.refused_as_dead_letter(seq, reason)
+            }
+            _ => {}
+        }
+        self.state = State::Settling;
+        self.log_refusal(Some(seq), outcome);
+    }
+
+    pub(super) fn log_refusal(&self, seq: Option<Seq>, outcome: &Outcome) {
+        let limit = match outcome {
+            Outcome::Delivered => return,
+            Outcome::Rejected(_) => &self.refusal_logs.rejected,
+            Outcome::Misconfigured(_) => &self.refusal_logs.misconfigured,
+            Outcome::Failed(_) => &self.refusal_logs.failed,
+        };
+        let Some(suppressed) = limit.allow() else { return };
+        let seq = seq.map(|seq| seq.0);
+        match outcome {
+            Outcome::Delivered => {}
+            Outcome::Rejected(reason) => tracing::error!(
+                seq, %reason, suppressed,
+                "Kafka rejects an event; compare limits.max_event_bytes with the topic's max.message.bytes"
+            ),
+            Outcome::Misconfigured(reason) => tracing::error!(
+                seq, %reason, suppressed,
+                "Kafka refuses the topic; look at kafka.topic and the agent's rights, nothing is lost meanwhile"
+            ),
+            Outcome::Failed(reason) => {
+                tracing::warn!(seq, %reason, suppressed, "sending failed and is tried again")
+            }
+        }
+    }
+}
