@@ -43,8 +43,8 @@ function isNew(positions, headers = {}) {
   return advance(positions, headers['fieldpost-log'].toString(), position)
 }
 
-async function eachBatch({ batch, resolveOffset, heartbeat, isRunning, isStale }) {
-  if (!isRunning() || isStale()) return
+async function eachBatch({ batch, resolveOffset, heartbeat, isStale }) {
+  if (isStale()) return
   const { partition } = batch
   const positions = await positionsAt(partition, batch.firstOffset())
   for (const message of batch.messages) {
@@ -65,11 +65,19 @@ async function main() {
   await Promise.all([admin.connect(), consumer.connect()])
   await consumer.subscribe({ topic, fromBeginning: true })
   consumer.on(consumer.events.CRASH, ({ payload }) => payload.restart || process.exit(1))
+  let work // The batch at hand; kafkajs leaves the group without waiting for it.
+  let isStopping = false
   process.once('SIGTERM', async () => {
+    isStopping = true
+    await Promise.allSettled([work])
     await consumer.disconnect()
     await admin.disconnect()
   })
-  await consumer.run({ autoCommit: false, eachBatchAutoResolve: false, eachBatch })
+  await consumer.run({
+    autoCommit: false,
+    eachBatchAutoResolve: false,
+    eachBatch: (payload) => isStopping ? undefined : (work = eachBatch(payload)),
+  })
 }
 
 main().catch((problem) => {
