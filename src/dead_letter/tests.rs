@@ -1,3 +1,5 @@
+//! The dead-letter store: what it promises over crashes, damage and its limits.
+
 use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;

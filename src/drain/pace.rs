@@ -34,7 +34,8 @@ impl Pace {
 
     /// When the next event may go, if not now.
     pub(super) fn opens_at(&self) -> Option<Instant> {
-        (self.next > Instant::now()).then_some(self.next)
+        // Asked for each event: without a rate not even the time is.
+        (self.rates != Rates::default() && self.next > Instant::now()).then_some(self.next)
     }
 
     /// An event of `bytes` went out.

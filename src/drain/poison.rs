@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use tokio::task::spawn_blocking;
 
-use super::{Drain, DrainError, State};
+use super::{Drain, DrainError};
 use crate::buffer::{LogName, Run};
 use crate::dead_letter::{DeadLetterError, Letter, Put, Store};
 use crate::event::{Seq, Stamp};
@@ -178,7 +178,7 @@ impl<P: Producer> Drain<P> {
                 if let Some(suppressed) = self.refusal_logs.failed.allow() {
                     tracing::error!(%error, suppressed, "a dead letter cannot be kept: the line waits");
                 }
-                self.state = State::Waiting(tokio::time::Instant::now() + self.backoff.delay());
+                self.pause_until_tried_again();
             }
         }
         Ok(())

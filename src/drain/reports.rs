@@ -95,7 +95,7 @@ impl<P: Producer> Drain<P> {
         self.log_refusal(Some(seq), outcome);
     }
 
-    pub(super) fn log_refusal(&self, seq: Option<Seq>, outcome: &Outcome) {
+    fn log_refusal(&self, seq: Option<Seq>, outcome: &Outcome) {
         let limit = match outcome {
             Outcome::Delivered => return,
             Outcome::Rejected(_) => &self.refusal_logs.rejected,

@@ -52,7 +52,7 @@ impl<P: Producer> Drain<P> {
     }
 
     /// Gets the next run. Whether there is one.
-    pub(super) async fn read(&mut self) -> Result<bool, DrainError> {
+    async fn read(&mut self) -> Result<bool, DrainError> {
         let run = std::mem::take(&mut self.run);
         match self.buffer.read(self.sent, READ_BYTES, run).await {
             Ok(run) => self.run = run,
@@ -60,7 +60,7 @@ impl<P: Producer> Drain<P> {
                 if let Some(suppressed) = self.refusal_logs.failed.allow() {
                     tracing::error!(%error, suppressed, "waiting for the buffer");
                 }
-                self.state = State::Waiting(Instant::now() + self.backoff.delay());
+                self.pause_until_tried_again();
                 return Ok(false);
             }
             Err(error) => return Err(error.into()),
@@ -73,7 +73,7 @@ impl<P: Producer> Drain<P> {
     }
 
     /// Sends the run from where it stands. Whether it is through.
-    pub(super) fn send_run(&mut self) -> bool {
+    fn send_run(&mut self) -> bool {
         let run = std::mem::take(&mut self.run);
         let is_whole = self.send_events(&run);
         if is_whole {
@@ -83,7 +83,7 @@ impl<P: Producer> Drain<P> {
         is_whole
     }
 
-    pub(super) fn send_events(&mut self, run: &Run) -> bool {
+    fn send_events(&mut self, run: &Run) -> bool {
         let from = self.sent;
         for (seq, origin, event) in run.events().skip_while(|(seq, ..)| *seq <= from) {
             let is_suspect = self.suspects.contains(&seq);
@@ -152,7 +152,7 @@ impl<P: Producer> Drain<P> {
             && self.window.bytes() < self.options.window_bytes_max
     }
 
-    /// Whether the last hand-over is still on its place: an idempotent librdkafka sends a partition's next batch only
+    /// Whether the last hand-over is still on its way: an idempotent librdkafka sends a partition's next batch only
     /// after the last one is confirmed, and until then its thread spins over records that are waiting for it.
     pub(super) fn is_held(&self) -> bool {
         self.window.open() > 0 && Instant::now() < self.round_at + HAND_OVER_WAIT

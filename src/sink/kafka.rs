@@ -338,12 +338,7 @@ impl Producer for KafkaProducer {
     fn fatal(&self) -> Option<Fatal> {
         self.inner.polled.producer.client().fatal_error().map(|(code, text)| {
             let text = format!("{code}: {text}");
-            match code {
-                RDKafkaErrorCode::Fenced
-                | RDKafkaErrorCode::ProducerFenced
-                | RDKafkaErrorCode::InvalidProducerEpoch => Fatal::Fenced(text),
-                _ => Fatal::Broken(text),
-            }
+            if is_fenced(code) { Fatal::Fenced(text) } else { Fatal::Broken(text) }
         })
     }
 
@@ -443,6 +438,12 @@ fn outcome(error: &KafkaError) -> Outcome {
 fn rejection(error: &KafkaError) -> Rejection {
     let code = error.rdkafka_error_code().map_or(0, |code| code as i32);
     Rejection { code, reason: error.to_string() }
+}
+
+/// Another producer has the transactional id, or the brokers aborted the transaction for its age.
+fn is_fenced(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
 }
 
 /// What somebody has to mend: a right or a topic.

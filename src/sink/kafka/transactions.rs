@@ -13,12 +13,12 @@ use std::time::Duration;
 use rdkafka::client::OAuthToken;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::{ClientContext, config::RDKafkaLogLevel};
 
-use super::{Callbacks, Options, Shared, Transactional, connection_config, is_misconfiguration};
+use super::{Callbacks, Options, Shared, Transactional, connection_config, is_fenced, is_misconfiguration};
 use crate::sink::ProducerError;
 use crate::sink::kafka_security::Security;
 use crate::sink::transaction::{Cursor, Kept, Step, StepEnd, StepError};
@@ -210,7 +210,7 @@ fn failure(error: &KafkaError) -> Option<StepError> {
     let code = details.code();
     if is_misconfiguration(code) {
         Some(StepError::Misconfigured(text))
-    } else if matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch) {
+    } else if is_fenced(code) {
         Some(StepError::Fenced(text))
     } else if details.is_fatal() {
         Some(StepError::Broken(text))
