@@ -7,8 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::block::{FORMAT, MAGIC};
-use super::generations::{Generations, Limits};
+use super::generations::{Files, Generations, Limits};
 use super::identity::{HighWater, Identity};
+use super::lanes::LanesFile;
 use super::ledger::{Ledger, Reason};
 use super::model::copy;
 use super::reserve::Reserve;
@@ -27,10 +28,11 @@ fn open(dir: &Path) -> Generations<SledShelf> {
     let buffer = dir.join("buffer");
     fs::create_dir_all(&buffer).unwrap();
     let identity = Identity::open(&buffer, "gw-1", ledger.witness()).unwrap();
-    let high_water = HighWater::open(&buffer).unwrap();
+    let (high_water, lanes) = (HighWater::open(&buffer).unwrap(), LanesFile::open(&buffer).unwrap());
+    let files = Files { identity, high_water, lanes, ledger, reserve: Reserve::new(&buffer, 0) };
     let limits = Limits { bytes_max: 64 << 20, free_min: 0, age_max: None };
     let shelf = SledShelf::new(buffer.clone());
-    Generations::open(shelf, identity, high_water, ledger, Reserve::new(&buffer, 0), [7; 16], limits).unwrap()
+    Generations::open(shelf, files, [7; 16], limits).unwrap()
 }
 
 /// The payload of event `n`: every seventh is larger than a block and does not compress.

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::OpenError;
+use super::lanes::{LANES_FILE, LANES_NEW};
 use super::ledger::Witness;
 use crate::event::Seq;
 
@@ -120,9 +121,9 @@ pub(super) fn refuse_foreign(dir: &Path) -> Result<(), OpenError> {
     let mut foreign = None;
     for entry in fs::read_dir(dir).map_err(|e| OpenError::io(dir, &e))? {
         let name = entry.map_err(|e| OpenError::io(dir, &e))?.file_name().to_string_lossy().into_owned();
-        let is_ours =
-            matches!(name.as_str(), LOCK_FILE | "IDENTITY" | "IDENTITY.new" | "HIGHWATER" | "RESERVE")
-                || [".gen", ".bad", ".del", ".new"].iter().any(|extension| name.ends_with(extension));
+        let small = [LOCK_FILE, "IDENTITY", "IDENTITY.new", "HIGHWATER", "RESERVE", LANES_FILE, LANES_NEW];
+        let is_ours = small.contains(&name.as_str())
+            || [".gen", ".bad", ".del", ".new"].iter().any(|extension| name.ends_with(extension));
         if is_ours {
             return Ok(());
         }

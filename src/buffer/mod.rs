@@ -26,6 +26,7 @@ mod batch;
 pub mod block;
 mod generations;
 mod identity;
+mod lanes;
 pub mod ledger;
 pub mod probe;
 mod reserve;
@@ -52,11 +53,13 @@ pub use batch::{Batch, Terms, WhenFull};
 pub use block::Rank;
 pub use generations::Figures;
 pub use identity::LogName;
+pub use lanes::{AHEAD_MAX, Lanes};
 pub use run::Run;
 pub use ways::{TOPIC_BYTES_MAX, TOPICS_MAX};
 
-use generations::{Generations, Limits};
+use generations::{Files, Generations, Limits};
 use identity::{HighWater, Identity};
+use lanes::LanesFile;
 use ledger::{Entries, Ledger, Reason};
 use reserve::Reserve;
 use store::{Shelf, StoreError};
@@ -66,7 +69,8 @@ use writer::{Ages, Append, Command, Writer};
 /// sync as well as a thousand, so this only bounds bookkeeping.
 const QUEUE_APPENDS_MAX: usize = 1024;
 
-/// Places in the command queue beyond the appends: one read and one commit of the drain, and the close.
+/// Places in the command queue beyond the appends: a read and a commit of the drain, what it says of its
+/// lanes, and the close.
 const QUEUE_OTHERS_MAX: usize = 16;
 
 /// How much longer than its deadline an append waits for the writer to say what became of it.
@@ -276,6 +280,7 @@ struct Published {
     durable: watch::Sender<Seq>,
     figures: Mutex<Figures>,
     ledger: Mutex<Entries>,
+    lanes: Mutex<Option<Lanes>>,
     ledger_changed: Notify,
     is_full: AtomicBool,
     cursor_asked: AtomicU64,
@@ -352,18 +357,21 @@ impl Buffer {
         let ledger = Ledger::open(&options.ledger);
         let identity = Identity::open(&options.dir, &options.agent, ledger.witness())?;
         let high_water = HighWater::open(&options.dir)?;
+        let lanes = LanesFile::open(&options.dir)?;
         let reserve = Reserve::new(&options.dir, options.bytes_max);
         let log = Log { id: identity.log(), epoch: identity.epoch() };
         let logs = identity.logs().to_vec();
         let Options { bytes_max, free_min, age_max, .. } = *options;
         let limits = Limits { bytes_max, free_min, age_max };
-        let generations = Generations::open(shelf, identity, high_water, ledger, reserve, boot, limits)?;
+        let files = Files { identity, high_water, lanes, ledger, reserve };
+        let generations = Generations::open(shelf, files, boot, limits)?;
         let figures = generations.figures();
         let (commands, received) = sync_channel(QUEUE_APPENDS_MAX + QUEUE_OTHERS_MAX);
         let published = Arc::new(Published {
             durable: watch::Sender::new(figures.durable),
             figures: Mutex::new(figures),
             ledger: Mutex::new(generations.ledger().clone()),
+            lanes: Mutex::new(generations.lanes().cloned()),
             ledger_changed: Notify::new(),
             is_full: AtomicBool::new(false),
             cursor_asked: AtomicU64::new(figures.cursor.0),
@@ -518,6 +526,24 @@ impl Buffer {
     pub async fn commit_durable(&self, seq: Seq) -> Result<(), ReadError> {
         self.inner.published.cursor_asked.fetch_max(seq.0, Ordering::AcqRel);
         self.ask(|reply| Command::Commit { reply: Some(reply) }).await?
+    }
+
+    /// What was stored last, as of the opening or the last [`Buffer::set_lanes`]. `None`: nothing was ever stored, or it
+    /// cannot be read any more; then an ERROR has said so.
+    pub fn lanes(&self) -> Option<Lanes> {
+        self.inner.published.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Stores what went out ahead of the cursor, returns when that is durable, and reckons with it from then on: what
+    /// is in [`Lanes::ahead`] is not served again and counts as nothing when it goes, and while the row is split the
+    /// backlog and the live lane are read apart (see [`Buffer::read`]).
+    ///
+    /// # Errors
+    /// See [`ReadError`]; after [`ReadError::Storage`] what was stored before counts, and after a start either.
+    ///
+    /// Cancel safe: yes, it happens all the same.
+    pub async fn set_lanes(&self, lanes: Lanes) -> Result<(), ReadError> {
+        self.ask(|reply| Command::SetLanes { lanes, reply }).await?
     }
 
     /// Gives up everything up to `to`, which nobody may read meanwhile, and answers how many events that were: `events`

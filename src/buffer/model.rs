@@ -13,8 +13,9 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
 use super::batch::{Batch, Terms, WhenFull};
-use super::generations::{Figures, GENERATION_COST_BYTES, GROWTH, Generations, Limits as Bounds};
+use super::generations::{Figures, Files, GENERATION_COST_BYTES, GROWTH, Generations, Limits as Bounds};
 use super::identity::{HighWater, Identity};
+use super::lanes::LanesFile;
 use super::ledger::{Ledger, Reason};
 use super::memory::{Cut, MemoryShelf};
 use super::reserve::Reserve;
@@ -198,9 +199,10 @@ fn open<M: Medium>(medium: &M, dir: &Path, limits: &Limits) -> Generations<M::Sh
     for _ in 0..6 {
         let ledger = Ledger::open(&dir.join("LEDGER"));
         let identity = Identity::open(dir, "gw", ledger.witness()).unwrap();
-        let (high_water, reserve) = (HighWater::open(dir).unwrap(), Reserve::new(dir, 0));
+        let (high_water, lanes) = (HighWater::open(dir).unwrap(), LanesFile::open(dir).unwrap());
+        let files = Files { identity, high_water, lanes, ledger, reserve: Reserve::new(dir, 0) };
         let bounds = Bounds { bytes_max: limits.bytes_max, free_min: 0, age_max: None };
-        match Generations::open(medium.shelf(), identity, high_water, ledger, reserve, [7; 16], bounds) {
+        match Generations::open(medium.shelf(), files, [7; 16], bounds) {
             Ok(generations) => return generations.with_generation_bytes(limits.generation_bytes),
             Err(error) => assert!(medium.memory().is_some(), "{error}"),
         }

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::generations::{Age, Generations};
 use super::ledger::Reason;
 use super::store::{Shelf, StoreError};
-use super::{AppendError, Appended, Batch, Published, ReadError, Refused, Run};
+use super::{AppendError, Appended, Batch, Lanes, Published, ReadError, Refused, Run};
 use crate::event::Seq;
 use crate::log::Limited;
 use crate::system::Clock;
@@ -73,6 +73,11 @@ pub(super) enum Command {
     /// The cursor is in [`Published::cursor_asked`].
     Commit {
         reply: Option<oneshot::Sender<Result<(), ReadError>>>,
+    },
+    /// See [`super::Buffer::set_lanes`].
+    SetLanes {
+        lanes: Lanes,
+        reply: oneshot::Sender<Result<(), ReadError>>,
     },
     /// Events that have no position were lost or refused.
     Count {
@@ -250,6 +255,13 @@ impl<H: Shelf> Writer<H> {
                 self.published.is_commit_queued.store(false, Ordering::Release);
                 self.generations.advance(Seq(self.published.cursor_asked.load(Ordering::Acquire)));
                 self.commits.extend(reply);
+            }
+            Command::SetLanes { lanes, reply } => {
+                let set = self.generations.set_lanes(lanes);
+                let mut shown = self.published.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+                shown.clone_from(&self.generations.lanes().cloned());
+                drop(shown);
+                let _ = reply.send(set.map_err(|e| ReadError::Storage(e.to_string())));
             }
             Command::Count { reason, events } => self.generations.count(reason, events),
             Command::Announced { reason, events } => self.generations.announced(reason, events),

@@ -30,6 +30,7 @@ use super::OpenError;
 use super::batch::Batch;
 use super::block::{Block, Encoder, Events, Origin, RUN_BYTES_MAX};
 use super::identity::{HighWater, Identity, Marks};
+use super::lanes::{Lanes, LanesFile};
 use super::ledger::{Entries, Ledger, Reason};
 use super::reserve::Reserve;
 use super::store::{Listed, Shelf, Store, StoreError};
@@ -103,6 +104,16 @@ pub(super) struct Limits {
     pub(super) age_max: Option<Duration>,
 }
 
+/// The small files beside the generations.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub(super) identity: Identity,
+    pub(super) high_water: HighWater,
+    pub(super) lanes: LanesFile,
+    pub(super) ledger: Ledger,
+    pub(super) reserve: Reserve,
+}
+
 /// A generation that is only read.
 #[derive(Debug)]
 struct Sealed {
@@ -150,6 +161,7 @@ pub(super) struct Generations<H: Shelf> {
     shelf: H,
     identity: Identity,
     high_water: HighWater,
+    lanes: LanesFile,
     ledger: Ledger,
     reserve: Reserve,
     encoder: Encoder,
@@ -193,21 +205,15 @@ impl<H: Shelf> Generations<H> {
     ///
     /// # Errors
     /// [`OpenError`]: the directory cannot be used now or belongs to a later version; nothing was lost.
-    pub(super) fn open(
-        shelf: H,
-        identity: Identity,
-        high_water: HighWater,
-        ledger: Ledger,
-        reserve: Reserve,
-        boot: [u8; 16],
-        limits: Limits,
-    ) -> Result<Self, OpenError> {
+    pub(super) fn open(shelf: H, files: Files, boot: [u8; 16], limits: Limits) -> Result<Self, OpenError> {
+        let Files { identity, high_water, lanes, ledger, reserve } = files;
         let origin = Origin { epoch: identity.epoch(), boot };
         let marks = high_water.marks();
         let mut this = Self {
             shelf,
             identity,
             high_water,
+            lanes,
             ledger,
             reserve,
             encoder: Encoder::new(origin),
@@ -264,6 +270,20 @@ impl<H: Shelf> Generations<H> {
     /// As [`Ledger::changes`].
     pub(super) fn ledger_changes(&self) -> u64 {
         self.ledger.changes()
+    }
+
+    /// What went out ahead of the cursor, as it was stored last.
+    pub(super) fn lanes(&self) -> Option<&Lanes> {
+        self.lanes.lanes()
+    }
+
+    /// Makes `lanes` durable and reckons with them.
+    ///
+    /// # Errors
+    /// [`StoreError`]: what was stored before counts.
+    pub(super) fn set_lanes(&mut self, lanes: Lanes) -> Result<(), StoreError> {
+        let set = self.lanes.set(lanes, self.cursor_durable);
+        set.map_err(|e| StoreError::io("LANES cannot be written", &e))
     }
 
     /// Counts events that never got a position.

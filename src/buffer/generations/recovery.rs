@@ -45,6 +45,7 @@ impl<H: Shelf> Generations<H> {
         }
         let End { last, is_uncertain } = self.find_end()?;
         self.cursor_durable = self.cursor;
+        self.lanes.forget(self.cursor);
         let is_row_short = marks.newest > self.row.back().map_or(Seq(0), |sealed| sealed.listed.first);
         self.must_jump =
             had_identity && (is_uncertain || marks.durable > last || is_row_short || marks.newest == Seq(0));
