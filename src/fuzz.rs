@@ -13,7 +13,7 @@ use crate::ingest::form;
 use crate::ingest::topic::TopicTemplate;
 use crate::ingest::unix::lines::{Line, Lines};
 use crate::sink::record::templates::Template;
-use crate::sink::record::{self, Formatter};
+use crate::sink::record::{self, Formatter, Lane};
 
 const ORIGIN: Origin = Origin { epoch: 3, boot: [7; 16] };
 const RECEIVED: Stamp = Stamp { wall_us: 1_772_362_800_500_000, boot_us: 5, clock_trusted: true };
@@ -149,7 +149,7 @@ fn stored_and_sent(event: &Event<'_>) {
     let options = record::Options::new(Template::literal("t"));
     let options = record::Options { timestamp: record::Timestamp::Event, ..options };
     let mut formatter = Formatter::new(options, &[], Arc::default());
-    let formatted = formatter.format(Seq(9), ORIGIN, event, |record| {
+    let formatted = formatter.format(Seq(9), ORIGIN, Lane::Live, event, |record| {
         assert_eq!(record.key, Some(event.source_id.as_bytes()));
         // A payload that a later or damaged agent has stored need not be JSON; everything else is.
         if let Payload::Json(json) = event.payload

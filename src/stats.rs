@@ -88,6 +88,8 @@ pub enum LinkState {
     Down = 1,
     /// Connected and answering.
     Up = 2,
+    /// Connected, and refused for a setting that somebody has to mend (a right, a topic); it is being tried.
+    Misconfigured = 3,
 }
 
 impl LinkState {
@@ -97,6 +99,7 @@ impl LinkState {
             Self::Off => "off",
             Self::Down => "down",
             Self::Up => "up",
+            Self::Misconfigured => "MISCONFIGURED",
         }
     }
 }
@@ -109,6 +112,7 @@ impl Link {
     /// The state now.
     pub fn get(&self) -> LinkState {
         match self.0.load(Ordering::Relaxed) {
+            3 => LinkState::Misconfigured,
             2 => LinkState::Up,
             1 => LinkState::Down,
             _ => LinkState::Off,

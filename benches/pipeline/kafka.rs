@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fieldpost::buffer::block::Origin;
 use fieldpost::event::{Event, EventId, Payload, Seq, Stamp, Way};
 use fieldpost::sink::record::templates::Template;
-use fieldpost::sink::record::{self, Formatter};
+use fieldpost::sink::record::{self, Formatter, Lane};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -175,15 +175,16 @@ fn records(topic: &str) -> Vec<OwnedRecord> {
                 way: Way::USUAL,
             };
             let origin = Origin { epoch: 1, boot: [7; 16] };
-            let formatted = formatter.format(Seq(1_000_000 + n), origin, &event, |record| OwnedRecord {
-                key: record.key.unwrap_or_default().to_vec(),
-                payload: record.payload.to_vec(),
-                headers: record
-                    .headers
-                    .iter()
-                    .map(|(key, value)| ((*key).to_owned(), value.to_vec()))
-                    .collect(),
-            });
+            let formatted =
+                formatter.format(Seq(1_000_000 + n), origin, Lane::Live, &event, |record| OwnedRecord {
+                    key: record.key.unwrap_or_default().to_vec(),
+                    payload: record.payload.to_vec(),
+                    headers: record
+                        .headers
+                        .iter()
+                        .map(|(key, value)| ((*key).to_owned(), value.to_vec()))
+                        .collect(),
+                });
             formatted.expect("an envelope needs no schema")
         })
         .collect()

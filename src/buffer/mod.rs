@@ -270,6 +270,7 @@ struct Inner {
     room: Arc<Semaphore>,
     queue_bytes_max: usize,
     log: Log,
+    boot: [u8; 16],
     logs: Vec<LogName>,
     published: Arc<Published>,
 }
@@ -394,10 +395,16 @@ impl Buffer {
             room: Arc::new(Semaphore::new(options.queue_bytes_max)),
             queue_bytes_max: options.queue_bytes_max,
             log,
+            boot,
             logs,
             published,
         };
         Ok((Self { inner: Arc::new(inner) }, WriterThread { thread, ended }))
+    }
+
+    /// The boot id under which it was opened: that of the events that are taken now.
+    pub fn boot(&self) -> [u8; 16] {
+        self.inner.boot
     }
 
     /// What identifies the events of this buffer.

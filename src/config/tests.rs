@@ -415,6 +415,9 @@ key = "{source_type}/{source_id}"
 format = "avro"
 headers = { site = 4, x-line = "a" }
 delivery = "at_most_once"
+order = "fifo"
+backlog_after = "1m"
+backlog_topic = "late.{type}"
 timestamp = "event"
 compression = "zstd"
 round_interval = "1ms"
@@ -537,6 +540,7 @@ fn a_full_file_sets_everything() {
     assert_eq!(config.buffer.bytes_max, 500_000_000_000);
     assert_eq!(config.buffer.queue_bytes_max, 24 << 20);
     assert_eq!(config.drain.delivery, drain::Delivery::AtMostOnce);
+    assert_eq!(config.drain.order, drain::Order::Fifo);
     assert_eq!(config.drain.rates, drain::Rates { bytes: Some(1 << 20), events: Some(2000) });
     assert_eq!(config.drain.start_jitter, Duration::from_secs(60));
     let transaction = config.drain.transaction;
@@ -579,6 +583,7 @@ fn a_full_file_sets_everything() {
         topic: template("site-4.{source_type}.{type}", TOPIC_FIELDS),
         allowed: Some(Allowed::new(vec!["site-4.pump.alarm".into()], "site-4.other".into())),
         loss_topic: Some(template("losses.{source_type}", TOPIC_FIELDS)),
+        backlog_topic: Some(template("late.{type}", TOPIC_FIELDS)),
         key: Some(template("{source_type}/{source_id}", KEY_FIELDS)),
         headers: vec![pair("site", "4"), pair("x-line", "a")],
         timestamp: record::Timestamp::Event,
@@ -752,6 +757,14 @@ const BAD_VALUES: &[(&str, &str)] = &[
     (
         "[kafka]\ndelivery = \"exactly_once\"\ntopic = \"a.{source_type}\"",
         "fieldpost.toml:3: kafka.cursor_topic is required with exactly_once when kafka.topic has a placeholder: name a topic that exists",
+    ),
+    (
+        "[kafka]\norder = \"lifo\"",
+        "fieldpost.toml:2: kafka.order = \"lifo\": not known; allowed: fifo, live_first",
+    ),
+    (
+        "[kafka]\norder = \"live_first\"\ndelivery = \"at_most_once\"",
+        "fieldpost.toml:2: kafka.order = \"live_first\": goes with at_least_once and exactly_once alone: at_most_once lets go of events before it sends them",
     ),
     (
         "[kafka]\ncursor_topic = \"a.{source_type}\"",

@@ -1,11 +1,10 @@
 //! Exactly once: the steps of transactions, in the drain's loop.
 
-use tokio::time::Instant;
-
 use super::{Drain, DrainError, State};
-use crate::buffer::Run;
+use crate::sink::record::Lane;
 use crate::sink::transaction::{Cursor, Kept, Step, StepEnd, StepError};
 use crate::sink::{Fatal, Producer};
+use crate::stats::LinkState;
 
 impl<P: Producer> Drain<P> {
     /// Takes the transactional id over.
@@ -14,7 +13,7 @@ impl<P: Producer> Drain<P> {
     }
 
     fn start_step(&mut self, step: Step) {
-        self.producer.start_step(step);
+        self.producer.start_step(step.clone());
         self.state = State::Stepping(step);
     }
 
@@ -52,19 +51,32 @@ impl<P: Producer> Drain<P> {
         let Some(transaction) = &self.transaction else { return };
         let is_due = transaction.is_due()
             || transaction.is_full()
+            || self.lanes.is_split_wanted
             || self.stop.is_some_and(|stop| self.is_all_sent(stop));
-        if transaction.is_begun() && is_due && matches!(self.state, State::Flowing) && self.window.is_empty()
+        if transaction.is_begun()
+            && is_due
+            && matches!(self.state, State::Flowing)
+            && self.lanes.in_flight() == 0
         {
             let log = self.buffer.log();
-            // What was sent last may have been followed by a gap.
-            self.confirmed = self.confirmed.max(self.sent);
-            self.start_step(Step::Commit(Cursor { log: log.id, epoch: log.epoch, seq: self.confirmed }));
+            for lane in [Lane::Live, Lane::Backlog] {
+                // What was sent last may have been followed by a gap.
+                self.lanes.flow_mut(lane).advance();
+            }
+            let confirmed = self.lanes.confirmed();
+            self.start_step(Step::Commit(Cursor {
+                log: log.id,
+                epoch: log.epoch,
+                seq: confirmed.cursor(),
+                live: confirmed.is_split().then(|| (confirmed.live_from(), confirmed.ahead().to_vec())),
+            }));
         }
     }
 
     /// Takes the end of a step in. Whether there was one.
     pub(super) fn step_ended(&mut self) -> Result<bool, DrainError> {
-        let State::Stepping(step) = self.state else { return Ok(false) };
+        let State::Stepping(step) = &self.state else { return Ok(false) };
+        let is_abort = *step == Step::Abort;
         let Some(ended) = self.producer.take_step() else { return Ok(false) };
         match ended {
             Ok(StepEnd::Opened(kept)) => self.opened(kept),
@@ -73,7 +85,7 @@ impl<P: Producer> Drain<P> {
                 self.forget_transaction();
                 self.pause_until_tried_again();
             }
-            Err(StepError::Abort(reason)) if step != Step::Abort => {
+            Err(StepError::Abort(reason)) if !is_abort => {
                 self.log_failed_step(&reason);
                 self.rewind();
                 self.abort_transaction();
@@ -84,6 +96,7 @@ impl<P: Producer> Drain<P> {
                 self.start_afresh(Fatal::Broken(reason))?;
             }
             Err(StepError::Misconfigured(reason)) => {
+                self.stats.kafka.set(LinkState::Misconfigured);
                 if let Some(suppressed) = self.refusal_logs.misconfigured.allow() {
                     tracing::error!(
                         %reason, suppressed,
@@ -112,7 +125,7 @@ impl<P: Producer> Drain<P> {
     }
 
     fn committed_to_kafka(&mut self) {
-        self.cursor = self.confirmed;
+        self.lanes.settle();
         self.forget_refusals();
         if let Some(transaction) = &mut self.transaction {
             self.stats.kafka_out.add(transaction.end());
@@ -164,7 +177,8 @@ impl<P: Producer> Drain<P> {
     /// prove: when in doubt events go out again.
     fn resume(&mut self, kept: Kept) {
         let (own, durable) = (self.buffer.log(), *self.durable.borrow());
-        let local = self.cursor;
+        let local = self.lanes.progress.cursor();
+        let mut progress = self.lanes.progress.clone();
         match kept {
             Kept::Cursor(kept) if kept.log == own.id && kept.epoch <= own.epoch => {
                 if kept.seq > durable {
@@ -179,7 +193,7 @@ impl<P: Producer> Drain<P> {
                         "Kafka had committed more events than the buffer knew of; they are not sent again"
                     );
                 }
-                self.cursor = local.max(kept.seq.min(durable));
+                progress = progress.or_later(kept.seq.min(durable), kept.live.as_ref(), durable);
             }
             Kept::Cursor(kept) => tracing::warn!(
                 kafka_log = %kept.log, kafka_epoch = kept.epoch, kafka_seq = kept.seq.0, log = %own.id, epoch = own.epoch,
@@ -197,10 +211,7 @@ impl<P: Producer> Drain<P> {
                  offsets.retention.minutes); going on at the buffer's own"
             ),
         }
-        (self.sent, self.confirmed) = (self.cursor, self.cursor);
-        self.run = Run::default();
-        self.window.clear();
+        self.lanes.resume(progress);
         self.is_alone = false;
-        self.round_at = Instant::now();
     }
 }

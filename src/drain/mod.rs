@@ -19,6 +19,8 @@
 //! Exactly once: what goes out belongs to a transaction (`transaction`), and the cursor is committed to Kafka with
 //! it. Its steps are a fourth state, `Stepping`: entered at the start, when a transaction is due and all of it is
 //! confirmed, and behind `Settling` to abort it.
+//!
+//! Live first: what has waited for too long goes out as backlog in a lane of its own, behind what comes in (`lanes`).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -29,8 +31,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 mod exactly_once;
+mod flow;
+mod lanes;
 mod pace;
 mod poison;
+mod progress;
 mod reports;
 mod sending;
 mod settling;
@@ -41,23 +46,23 @@ mod window;
 mod tests;
 
 use crate::backoff::Backoff;
-use crate::buffer::{Buffer, ReadError, Run};
+use crate::buffer::{Buffer, ReadError};
 use crate::error::Class;
 use crate::event::Seq;
 use crate::log::Limited;
 use crate::ping::Pings;
-use crate::sink::record::Formatter;
+use crate::sink::record::{Formatter, Lane};
 use crate::sink::transaction::Step;
 use crate::sink::{Producer, ProducerError, Report};
 use crate::stats::Stats;
+use flow::Flow;
+use lanes::Lanes;
 use pace::Pace;
 pub use pace::Rates;
 pub use poison::DeadLetters;
 use poison::Poisons;
-use sending::HAND_OVER_WAIT;
 pub use transaction::Limits as TransactionLimits;
 use transaction::Transaction;
-use window::Window;
 
 /// Shortest time between two commits of the cursor: what is sent again after a kill, against writes to flash.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
@@ -83,11 +88,25 @@ pub enum Delivery {
     AtMostOnce,
 }
 
+/// Which events go out first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// The oldest.
+    Fifo,
+    /// The fresh ones; what has waited for longer than `backlog_after` goes out behind them, in a lane of its own.
+    LiveFirst {
+        /// How old the oldest event must be for what waits to become backlog.
+        backlog_after: Duration,
+    },
+}
+
 /// The pace and the guarantee of the drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// The guarantee.
     pub delivery: Delivery,
+    /// Which events go out first.
+    pub order: Order,
     /// Time between two hand-overs to Kafka: latency against CPU.
     pub round_interval: Duration,
     /// Most bytes of memory for records in flight ([`Record::memory`](crate::sink::Record::memory)).
@@ -171,27 +190,17 @@ pub struct Drain<P> {
     /// Set when pings wait for Kafka (`redis.ping_after = "delivered"`).
     pings: Option<Pings>,
     state: State,
-    window: Window,
+    lanes: Lanes,
     reports: Vec<Report>,
-    run: Run,
-    /// Last event handed to the producer; everything up to here is in flight, confirmed or missing.
-    sent: Seq,
-    /// Everything up to here is confirmed.
-    confirmed: Seq,
-    /// Everything up to here may be forgotten: confirmed, and in exactly once committed.
-    cursor: Seq,
     transaction: Option<Transaction>,
     pace: Pace,
     poisons: Poisons,
     committed: Seq,
     committed_at: Instant,
-    round_at: Instant,
     /// Were refused, perhaps for a neighbour in their batch: each goes out alone until Kafka has it.
     suspects: BTreeSet<Seq>,
     /// One of them is in flight.
     is_alone: bool,
-    /// The window was filled while there was more to send: confirmations set the pace, not the rounds.
-    is_behind: bool,
     /// The next event's record cannot be made yet: its schema's id is not known.
     is_unready: bool,
     backoff: Backoff,
@@ -211,8 +220,8 @@ impl<P: Producer> Drain<P> {
         pings: Option<Pings>,
         dead_letters: DeadLetters,
     ) -> Self {
-        let cursor = buffer.figures().cursor;
-        let now = Instant::now();
+        let lanes = Lanes::of(&buffer, &options);
+        let cursor = lanes.progress.cursor();
         Self {
             durable: buffer.durable(),
             buffer,
@@ -222,22 +231,16 @@ impl<P: Producer> Drain<P> {
             stats,
             pings,
             state: State::Flowing,
-            window: Window::default(),
+            lanes,
             reports: Vec::new(),
-            run: Run::default(),
-            sent: cursor,
-            confirmed: cursor,
-            cursor,
             transaction: (options.delivery == Delivery::ExactlyOnce)
                 .then(|| Transaction::new(options.transaction)),
             pace: Pace::new(options.rates),
             poisons: Poisons::new(dead_letters),
             committed: cursor,
-            committed_at: now,
-            round_at: now,
+            committed_at: Instant::now(),
             suspects: BTreeSet::new(),
             is_alone: false,
-            is_behind: false,
             is_unready: false,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_MAX),
             refusal_logs: RefusalLogs::default(),
@@ -265,6 +268,7 @@ impl<P: Producer> Drain<P> {
         loop {
             let is_reported = self.collect() | self.step_ended()?;
             self.commit_if_due();
+            self.keep_lanes_if_due().await?;
             self.renew()?;
             let is_sent = match self.state {
                 State::Flowing => self.fill().await?,
@@ -284,7 +288,8 @@ impl<P: Producer> Drain<P> {
             self.pause(is_sent || is_reported, &stop).await;
         }
         // Also when the last commit was asked for already: it may still be on its way.
-        self.buffer.commit_durable(self.cursor).await?;
+        self.buffer.commit_durable(self.lanes.progress.cursor()).await?;
+        self.keep_lanes_for_next_start().await;
         self.say_unconfirmed();
         self.producer.close(Duration::from_millis(500));
         Ok(())
@@ -295,9 +300,9 @@ impl<P: Producer> Drain<P> {
         // At most once, what was read has left the disk, sent or not.
         let unsent = match self.options.delivery {
             Delivery::AtLeastOnce | Delivery::ExactlyOnce => 0,
-            Delivery::AtMostOnce => self.run.events().filter(|(seq, ..)| *seq > self.sent).count(),
+            Delivery::AtMostOnce => self.lanes.unsent_in_runs(),
         };
-        let events = self.window.open() + unsent;
+        let events = self.lanes.open() + unsent;
         match self.options.delivery {
             Delivery::ExactlyOnce if self.is_transaction_begun() => {
                 tracing::info!("stopped before Kafka committed the transaction; its events go out again");
@@ -322,10 +327,10 @@ impl<P: Producer> Drain<P> {
 
     /// Lets the buffer forget what was confirmed, not too often.
     fn commit_if_due(&mut self) {
-        let now = Instant::now();
-        if self.cursor > self.committed && now >= self.committed_at + COMMIT_INTERVAL {
-            self.buffer.commit(self.cursor);
-            (self.committed, self.committed_at) = (self.cursor, now);
+        let (now, cursor) = (Instant::now(), self.lanes.progress.cursor());
+        if cursor > self.committed && now >= self.committed_at + COMMIT_INTERVAL {
+            self.buffer.commit(cursor);
+            (self.committed, self.committed_at) = (cursor, now);
         }
     }
 
@@ -336,19 +341,22 @@ impl<P: Producer> Drain<P> {
         let is_hopeless = self.is_hopeless();
         // At most once, what is in flight has left the disk: the whole grace for it.
         let gives_up = is_hopeless && self.options.delivery != Delivery::AtMostOnce;
-        let is_through = self.window.open() == 0 && (self.is_all_sent(stop) || is_hopeless);
+        let is_through = self.lanes.open() == 0 && (self.is_all_sent(stop) || is_hopeless);
         now >= stop.end || gives_up || (is_through && !self.is_in_transaction())
     }
 
     fn is_all_sent(&self, stop: Stop) -> bool {
-        self.sent >= *self.durable.borrow() || self.is_unready || Instant::now() >= stop.send_until
+        self.lanes.are_sent(*self.durable.borrow()) || self.is_unready || Instant::now() >= stop.send_until
     }
 
     /// Waits for the next round, or for news when there was nothing to do.
     async fn pause(&mut self, is_busy: bool, stop: &CancellationToken) {
-        let may_send = matches!(self.state, State::Flowing) && self.may_send();
-        let round_end = self.round_at + self.options.round_interval;
+        let may_send = matches!(self.state, State::Flowing) && self.may_send(Lane::Live);
+        let (live, backlog) = (self.lanes.flow(Lane::Live), self.lanes.flow(Lane::Backlog));
+        let round_end = live.handed_at.max(backlog.handed_at) + self.options.round_interval;
+        let live_round_end = live.handed_at + self.options.round_interval;
         let commit_due = self.committed_at + COMMIT_INTERVAL;
+        let keep_due = self.lanes.keep_due();
         let waiting_until = if let State::Waiting(until) = self.state { Some(until) } else { None };
         let pace_opens = self.pace.opens_at().filter(|_| matches!(self.state, State::Flowing));
         // Over it already, nothing but reports ends the wait.
@@ -356,17 +364,23 @@ impl<P: Producer> Drain<P> {
             self.transaction.as_ref().and_then(Transaction::due_at).filter(|due| *due > Instant::now());
         let stop_times = self.stop.map(|stop| if may_send { stop.send_until } else { stop.end });
         let is_stopping = self.stop.is_some();
-        let is_held = self.is_held();
+        // News are for the live lane; each lane waits for its own hand-overs.
+        let is_live_held = live.is_held();
+        let held = [live, backlog].into_iter().filter(|flow| flow.is_held());
+        let held_until = held.map(Flow::held_until).min();
+        let is_held = held_until.is_some();
+        let is_behind = live.is_behind || backlog.is_behind;
         // The round is the pace while there is work; news would only wake it up more often. A hand-over that takes
         // longer than its round is waited for, and a full window sets its own pace.
-        let is_paced = is_busy && (!is_held || (!self.is_behind && Instant::now() < round_end));
+        let is_paced = is_busy && (!is_held || (!is_behind && Instant::now() < round_end));
         let mut is_reported = false;
         tokio::select! {
             () = sleep_until(round_end), if is_paced => {}
-            _ = self.durable.changed(), if !is_paced && !is_held && may_send => {}
+            _ = self.durable.changed(), if !is_paced && !is_live_held && may_send => {}
             () = self.producer.reported(), if !is_paced => is_reported = true,
-            () = sleep_until(self.round_at + HAND_OVER_WAIT), if is_held => {}
-            () = sleep_until(commit_due), if !is_paced && self.cursor > self.committed => {}
+            () = sleep_until(held_until.unwrap_or(round_end)), if is_held => {}
+            () = sleep_until(commit_due), if !is_paced && self.lanes.progress.cursor() > self.committed => {}
+            () = sleep_until(keep_due.unwrap_or(round_end)), if !is_paced && keep_due.is_some() => {}
             () = sleep_until(waiting_until.unwrap_or(round_end)), if waiting_until.is_some() => {}
             () = sleep_until(transaction_due.unwrap_or(round_end)), if !is_paced && transaction_due.is_some() => {}
             () = sleep_until(pace_opens.unwrap_or(round_end)), if !is_paced && pace_opens.is_some() => {}
@@ -382,9 +396,9 @@ impl<P: Producer> Drain<P> {
             // Reports come one by one from another thread: the first one that wakes brings hundreds.
             sleep(REPORTS_GATHER).await;
         }
-        if may_send && !is_busy && !is_held && self.stop.is_none() {
+        if may_send && !is_busy && !is_live_held && self.stop.is_none() {
             // Woken early by news: the round still sets the pace.
-            sleep_until(round_end).await;
+            sleep_until(live_round_end).await;
         }
     }
 }

@@ -12,6 +12,7 @@ use super::{Drain, DrainError};
 use crate::buffer::{LogName, Run};
 use crate::dead_letter::{DeadLetterError, Letter, Put, Store};
 use crate::event::{Seq, Stamp};
+use crate::sink::record::Lane;
 use crate::sink::{Producer, Record, Rejection};
 use crate::system::Clock;
 
@@ -114,13 +115,11 @@ impl Poisons {
         send(&Record { topic, headers: &headers, timestamp_ms: None, ..*record })
     }
 
-    /// Everything up to `cursor` is where it belongs. Answers how many dead letters that were.
-    pub(super) fn settle(&mut self, cursor: Seq) -> u64 {
-        if self.known.first_key_value().is_none_or(|(seq, _)| *seq > cursor) {
-            return 0;
-        }
-        let behind = self.known.split_off(&cursor.next());
-        std::mem::replace(&mut self.known, behind).len() as u64
+    /// What `is_through` is where it belongs. Answers how many dead letters that were.
+    pub(super) fn settle(&mut self, is_through: impl Fn(Seq) -> bool) -> u64 {
+        let before = self.known.len();
+        self.known.retain(|seq, _| !is_through(*seq));
+        (before - self.known.len()) as u64
     }
 }
 
@@ -138,9 +137,11 @@ impl<P: Producer> Drain<P> {
     /// waits: the event was acknowledged.
     ///
     /// Cancel safe: no, the store would be gone with the future.
-    pub(super) async fn store_letter(&mut self) -> Result<(), DrainError> {
+    pub(super) async fn store_letter(&mut self, lane: Lane) -> Result<(), DrainError> {
         self.poisons.is_letter_due = false;
-        let Some((seq, origin, event)) = self.run.events().find(|(seq, ..)| *seq > self.sent) else {
+        let flow = self.lanes.flow(lane);
+        let next = |seq: Seq| seq > flow.sent && self.lanes.is_of(lane, seq);
+        let Some((seq, origin, event)) = flow.run.events().find(|(seq, ..)| next(*seq)) else {
             return Ok(());
         };
         let (Some(poison), Some(mut store)) =
@@ -148,20 +149,22 @@ impl<P: Producer> Drain<P> {
         else {
             return Ok(());
         };
-        let Ok(topic) = self.formatter.format(seq, origin, &event, |record| record.topic.to_owned()) else {
+        let Ok(topic) = self.formatter.format(seq, origin, lane, &event, |record| record.topic.to_owned())
+        else {
             self.poisons.store = Some(store);
             self.is_unready = true;
             return Ok(());
         };
         let name = LogName::of(self.buffer.logs(), origin.epoch).cloned();
-        let run = std::mem::take(&mut self.run);
+        let run = std::mem::take(&mut self.lanes.flow_mut(lane).run);
         let put = spawn_blocking(move || {
             let put = put(&mut store, &run, seq, &poison, &topic, name.as_ref());
             (store, run, put)
         });
         let (store, run, put) =
             put.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-        (self.poisons.store, self.run) = (Some(store), run);
+        self.poisons.store = Some(store);
+        self.lanes.flow_mut(lane).run = run;
         match put {
             Ok(None) => {}
             Ok(Some(Put { evicted, .. })) => {
@@ -172,7 +175,7 @@ impl<P: Producer> Drain<P> {
                         "the dead-letter store is full: its oldest letters are gone for good"
                     );
                 }
-                self.sent = seq;
+                self.lanes.flow_mut(lane).sent = seq;
             }
             Err(error) => {
                 if let Some(suppressed) = self.refusal_logs.failed.allow() {

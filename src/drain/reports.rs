@@ -2,6 +2,7 @@
 
 use super::{Delivery, Drain, State};
 use crate::event::Seq;
+use crate::sink::record::Lane;
 use crate::sink::{Outcome, Producer, Report};
 use crate::stats::LinkState;
 
@@ -11,11 +12,16 @@ impl<P: Producer> Drain<P> {
         let mut reports = std::mem::take(&mut self.reports);
         self.producer.take_reports(&mut reports);
         let is_reported = !reports.is_empty();
+        // Before the refusals, which have the last word on the link.
+        let is_answered = reports.iter().any(|report| report.outcome == Outcome::Delivered);
+        if is_answered && self.stats.kafka.set(LinkState::Up) {
+            tracing::info!("Kafka link up");
+        }
         let mut delivered = 0;
         for Report { tag, outcome } in reports.drain(..) {
             match outcome {
                 Outcome::Delivered => {
-                    let Some(ping) = self.window.confirm(tag) else { continue };
+                    let Some(ping) = self.lanes.of_tag(tag).window.confirm(tag) else { continue };
                     delivered += 1;
                     match (&self.pings, ping, &mut self.transaction) {
                         (Some(_), Some(ping), Some(transaction)) => transaction.pings.push(ping),
@@ -32,25 +38,20 @@ impl<P: Producer> Drain<P> {
                 Some(transaction) => transaction.confirm(delivered),
                 None => self.stats.kafka_out.add(delivered),
             }
-            if self.stats.kafka.set(LinkState::Up) {
-                tracing::info!("Kafka link up");
-            }
         }
-        if let Some(last) = self.window.advance() {
-            self.confirmed = last;
-            if self.suspects.first().is_some_and(|suspect| *suspect <= last) {
-                self.suspects = self.suspects.split_off(&last.next());
-            }
+        for lane in [Lane::Live, Lane::Backlog] {
+            self.lanes.flow_mut(lane).advance();
         }
-        if self.window.is_empty() {
-            self.confirmed = self.confirmed.max(self.sent);
+        if !self.suspects.is_empty() {
+            self.suspects.retain(|seq| !self.lanes.is_confirmed(*seq));
+        }
+        if self.lanes.in_flight() == 0 {
             self.is_alone = false;
         }
-        if !self.is_transaction_begun() && self.confirmed > self.cursor {
-            self.cursor = self.confirmed;
+        if !self.is_transaction_begun() && self.lanes.settle() {
             self.forget_refusals();
         }
-        self.stats.oldest_boot_us.set(self.window.oldest_boot_us().unwrap_or(0));
+        self.stats.oldest_boot_us.set(self.lanes.oldest_boot_us().unwrap_or(0));
         if let (State::Flowing, Some(reason)) = (&self.state, self.producer.fatal()) {
             tracing::warn!(%reason, "the Kafka producer is broken and is made again");
             self.state = State::Settling;
@@ -58,9 +59,10 @@ impl<P: Producer> Drain<P> {
         is_reported
     }
 
-    /// The cursor has moved: what was refused up to there is through, the next refusal is a new one.
+    /// A lane went on: what was refused up to there is through, the next refusal is a new one.
     pub(super) fn forget_refusals(&mut self) {
-        self.stats.dead_lettered.add(self.poisons.settle(self.cursor));
+        let progress = &self.lanes.progress;
+        self.stats.dead_lettered.add(self.poisons.settle(|seq| progress.has(seq)));
         if self.suspects.is_empty() {
             self.backoff.reset();
         }
@@ -69,13 +71,13 @@ impl<P: Producer> Drain<P> {
     /// A record was not delivered.
     pub(super) fn refused(&mut self, tag: usize, outcome: &Outcome) {
         if self.options.delivery == Delivery::AtMostOnce {
-            if self.window.confirm(tag).is_some() {
+            if self.lanes.of_tag(tag).window.confirm(tag).is_some() {
                 self.stats.kafka_lost.add(1);
                 self.log_refusal(None, outcome);
             }
             return;
         }
-        let Some(seq) = self.window.refuse(tag) else { return };
+        let Some(seq) = self.lanes.of_tag(tag).window.refuse(tag) else { return };
         // What failed only because the producer broke is no suspect.
         if !matches!(outcome, Outcome::Failed(_)) {
             self.suspects.insert(seq);
@@ -90,6 +92,9 @@ impl<P: Producer> Drain<P> {
                 self.poisons.refused_as_dead_letter(seq, reason)
             }
             _ => {}
+        }
+        if matches!(outcome, Outcome::Misconfigured(_)) {
+            self.stats.kafka.set(LinkState::Misconfigured);
         }
         self.state = State::Settling;
         self.log_refusal(Some(seq), outcome);

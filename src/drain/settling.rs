@@ -3,7 +3,6 @@
 use tokio::time::Instant;
 
 use super::{Delivery, Drain, DrainError, State};
-use crate::buffer::Run;
 use crate::error::Class;
 use crate::sink::transaction::Step;
 use crate::sink::{Fatal, Producer};
@@ -13,7 +12,7 @@ impl<P: Producer> Drain<P> {
     /// Once nothing is in flight any more: back to the cursor, with a pause. Whether it is time to look again.
     pub(super) fn settle(&mut self) -> Result<bool, DrainError> {
         let fatal = self.producer.fatal();
-        if self.window.open() > 0 && fatal.is_none() {
+        if self.lanes.open() > 0 && fatal.is_none() {
             self.purge_transaction();
             return Ok(false);
         }
@@ -54,7 +53,7 @@ impl<P: Producer> Drain<P> {
     /// in flight goes out again.
     pub(super) fn renew(&mut self) -> Result<(), DrainError> {
         let is_up = self.stats.kafka.get() == LinkState::Up;
-        let is_busy = self.window.open() > 0 || self.is_in_transaction();
+        let is_busy = self.lanes.open() > 0 || self.is_in_transaction();
         let is_idle = matches!(self.state, State::Flowing) && !is_busy;
         // Opened by files that have changed since, it may never come to an end.
         let is_opening = matches!(self.state, State::Stepping(Step::Open));
@@ -66,7 +65,7 @@ impl<P: Producer> Drain<P> {
             Err(error) if error.class() == Class::Retry => return Ok(()),
             restarted => restarted?,
         }
-        tracing::info!(in_flight = self.window.open(), "the Kafka producer was made anew from changed files");
+        tracing::info!(in_flight = self.lanes.open(), "the Kafka producer was made anew from changed files");
         self.forget_transaction();
         if let Some(transaction) = &mut self.transaction {
             transaction.is_opened = false;
@@ -84,12 +83,11 @@ impl<P: Producer> Drain<P> {
     pub(super) fn rewind(&mut self) {
         self.stats.kafka_rewinds.add(1);
         if self.options.delivery == Delivery::AtMostOnce {
-            self.stats.kafka_lost.add(self.window.open() as u64);
+            self.stats.kafka_lost.add(self.lanes.open() as u64);
+            self.lanes.give_up();
         } else {
-            (self.sent, self.confirmed) = (self.cursor, self.cursor);
-            self.run = Run::default();
+            self.lanes.rewind();
         }
-        self.window.clear();
         self.is_alone = false;
         self.is_unready = false;
     }

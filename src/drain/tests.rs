@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
+use super::flow::HAND_OVER_WAIT;
 use super::*;
 use crate::buffer::{Batch, Options as BufferOptions, Wait, WriterThread};
 use crate::dead_letter::{Folder, Options as StoreOptions, Store};
@@ -16,6 +17,8 @@ use crate::sink::registry::Schemas;
 use crate::sink::transaction::{Cursor, Kept, StepEnd, StepError};
 use crate::sink::{Fatal, Outcome, Record, Rejection, SendError};
 use crate::stats::LinkState;
+
+mod lanes;
 
 /// What the scripted producer does with the records of one hand-over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +38,11 @@ struct Script {
     sent: Vec<(String, usize)>,
     /// Ids in the order in which they were delivered.
     delivered: Vec<String>,
+    /// Ids in the order in which they were sent, with whether that was in the backlog lane.
+    lanes: Vec<(String, bool)>,
     held: Vec<(usize, String)>,
+    /// What is held holds up everything behind it.
+    is_one_partition: bool,
     reports: Vec<Report>,
     fatal: Option<Fatal>,
     restarts: usize,
@@ -64,7 +71,7 @@ struct Transactions {
 
 impl Transactions {
     fn end(&mut self, step: Step) -> Result<StepEnd, StepError> {
-        self.steps.push(step);
+        self.steps.push(step.clone());
         if let Some(error) = self.fates.pop_front() {
             return Err(error);
         }
@@ -143,11 +150,16 @@ impl Producer for Scripted {
             }
             let in_flight = script.held.len();
             script.sent.push((id.clone(), in_flight));
+            let backlog = record.headers.iter().find(|(name, _)| *name == "fieldpost-backlog");
+            assert!(backlog.is_none_or(|(_, value)| *value == b"1"));
+            script.lanes.push((id.clone(), backlog.is_some()));
             if script.transactions.is_begun {
                 script.transactions.open.push(id.clone());
             }
             let at = script.fates.iter().position(|(wanted, _)| *wanted == id);
             let fate = at.and_then(|at| script.fates.remove(at)).map_or(Fate::Deliver, |(_, fate)| fate);
+            let is_held_up = script.is_one_partition && !script.held.is_empty();
+            let fate = if is_held_up { Fate::Hold } else { fate };
             let outcome = match fate {
                 Fate::Deliver => {
                     script.delivered.push(id);
@@ -238,6 +250,7 @@ struct Bench {
     stats: Arc<Stats>,
     stop: CancellationToken,
     stop_grace: Duration,
+    order: Order,
     /// Set where the records need a schema.
     schemas: Cell<Option<Schemas>>,
 }
@@ -256,6 +269,7 @@ impl Bench {
             stats: Arc::default(),
             stop: CancellationToken::new(),
             stop_grace: Duration::from_secs(2),
+            order: Order::Fifo,
             schemas: Cell::new(None),
         }
     }
@@ -264,8 +278,12 @@ impl Bench {
         self.append_of("t", ids).await;
     }
 
-    /// Events of a type, which is their topic.
+    /// Events of a type, which is their topic; of long ago.
     async fn append_of(&self, kind: &str, ids: std::ops::RangeInclusive<u64>) {
+        self.append_at(1, kind, ids).await;
+    }
+
+    async fn append_at(&self, boot_us: u64, kind: &str, ids: std::ops::RangeInclusive<u64>) {
         let mut batch = Batch::new();
         for id in ids {
             let id = id.to_string();
@@ -275,7 +293,7 @@ impl Bench {
                 source_type: "s",
                 source_id: "1",
                 timestamp: None,
-                received: Stamp { wall_us: 0, boot_us: 1, clock_trusted: true },
+                received: Stamp { wall_us: 0, boot_us, clock_trusted: true },
                 payload: Payload::Json("1"),
                 way: Way::USUAL,
             };
@@ -305,6 +323,7 @@ impl Bench {
     fn drain(&self, delivery: Delivery) -> Drain<Scripted> {
         let options = Options {
             delivery,
+            order: self.order,
             round_interval: Duration::from_millis(1),
             window_bytes_max: 1 << 20,
             transaction: TransactionLimits {
@@ -428,6 +447,21 @@ async fn a_refused_event_goes_out_again_alone_and_nothing_is_lost() {
 }
 
 #[tokio::test]
+async fn a_link_that_is_refused_for_a_setting_says_so_until_that_is_mended() {
+    let bench = Bench::new();
+    bench.append(1..=3).await;
+    bench.fates(&[(2, Fate::Misconfigured)]);
+    bench
+        .run(Delivery::AtLeastOnce, async |bench| {
+            let is = |wanted| bench.stats.kafka.get() == wanted;
+            bench.producer.until(|_| is(LinkState::Misconfigured)).await;
+            bench.until_cursor(3).await;
+            assert!(is(LinkState::Up));
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn behind_a_refusal_events_go_one_by_one_until_it_is_through() {
     let bench = Bench::new();
     bench.append(1..=10).await;
@@ -537,7 +571,7 @@ async fn exactly_once_commits_events_and_cursor_together_and_only_then_lets_them
         .await;
     assert_eq!((cursor, stats.kafka_out.get()), (Seq(250), 250));
     assert!(stats.kafka_transactions.get() >= 3, "a hundred events in each at most");
-    let last = Cursor { log: log.id, epoch: log.epoch, seq: Seq(250) };
+    let last = Cursor { log: log.id, epoch: log.epoch, seq: Seq(250), live: None };
     producer.with(|script| assert_eq!(script.transactions.kept, Some(Kept::Cursor(last))));
 }
 
@@ -546,7 +580,7 @@ async fn exactly_once_goes_on_behind_the_cursor_that_kafka_has() {
     let bench = Bench::new();
     bench.append(1..=10).await;
     let log = bench.buffer.log();
-    let kept = Kept::Cursor(Cursor { log: log.id, epoch: log.epoch, seq: Seq(7) });
+    let kept = Kept::Cursor(Cursor { log: log.id, epoch: log.epoch, seq: Seq(7), live: None });
     bench.producer.with(|script| script.transactions.kept = Some(kept));
     let (cursor, _) = bench
         .run(Delivery::ExactlyOnce, async |bench| {
@@ -562,7 +596,7 @@ async fn a_cursor_that_proves_nothing_about_this_buffer_is_not_used() {
     let others = [
         None,
         Some(Kept::Foreign("offset 5".into())),
-        Some(Kept::Cursor(Cursor { log, epoch: 1, seq: Seq(7) })),
+        Some(Kept::Cursor(Cursor { log, epoch: 1, seq: Seq(7), live: None })),
     ];
     for kept in others {
         let bench = Bench::new();
@@ -578,7 +612,7 @@ async fn a_cursor_that_proves_nothing_about_this_buffer_is_not_used() {
     let bench = Bench::new();
     bench.append(1..=10).await;
     let own = bench.buffer.log();
-    let kept = Kept::Cursor(Cursor { log: own.id, epoch: own.epoch + 1, seq: Seq(7) });
+    let kept = Kept::Cursor(Cursor { log: own.id, epoch: own.epoch + 1, seq: Seq(7), live: None });
     bench.producer.with(|script| script.transactions.kept = Some(kept));
     bench
         .run(Delivery::ExactlyOnce, async |bench| {

@@ -22,8 +22,9 @@ struct Entry {
     ping: Option<Ping>,
 }
 
-/// Events in flight, in order. Tags count up and wrap, so that 32 bits are enough.
-#[derive(Debug, Default)]
+/// Events in flight in one lane, in order. Tags count up in twos, with the lane as their lowest bit, and wrap, so that 32
+/// bits are enough.
+#[derive(Debug)]
 pub(super) struct Window {
     entries: VecDeque<Entry>,
     /// Tag of the first entry.
@@ -34,9 +35,14 @@ pub(super) struct Window {
 }
 
 impl Window {
+    /// An empty one whose tags have `lane_bit` as their lowest bit.
+    pub(super) fn new(lane_bit: usize) -> Self {
+        Self { entries: VecDeque::new(), base: lane_bit & 1, bytes: 0, open: 0 }
+    }
+
     /// The tag of the next event.
     pub(super) fn next_tag(&self) -> usize {
-        self.base.wrapping_add(self.entries.len())
+        self.base.wrapping_add(self.entries.len().wrapping_mul(2))
     }
 
     /// Notes that an event went out under [`Window::next_tag`]. `boot_us`: when it was taken.
@@ -57,7 +63,7 @@ impl Window {
     }
 
     fn report(&mut self, tag: usize, state: State) -> Option<&mut Entry> {
-        let entry = self.entries.get_mut(tag.wrapping_sub(self.base))?;
+        let entry = self.entries.get_mut(tag.wrapping_sub(self.base) / 2)?;
         if entry.state == State::Open {
             self.open -= 1;
         }
@@ -69,7 +75,7 @@ impl Window {
     pub(super) fn advance(&mut self) -> Option<Seq> {
         let mut last = None;
         while let Some(entry) = self.entries.pop_front_if(|entry| entry.state == State::Confirmed) {
-            self.base = self.base.wrapping_add(1);
+            self.base = self.base.wrapping_add(2);
             self.bytes -= entry.bytes;
             last = Some(entry.seq);
         }
@@ -115,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_cursor_waits_for_the_first_gap() {
-        let mut window = Window { base: usize::MAX - 1, ..Window::default() };
+        let mut window = Window { base: usize::MAX - 2, ..Window::new(1) };
         let tags: Vec<usize> = (1..=4)
             .map(|n| {
                 let tag = window.next_tag();
@@ -123,7 +129,7 @@ mod tests {
                 tag
             })
             .collect();
-        assert_eq!(tags, [usize::MAX - 1, usize::MAX, 0, 1]);
+        assert_eq!(tags, [usize::MAX - 2, usize::MAX, 1, 3], "the lane's bit stays over the wrap");
         for tag in [tags[1], tags[3]] {
             window.confirm(tag).unwrap();
         }
@@ -143,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_late_report_of_a_forgotten_event_is_nobody() {
-        let mut window = Window::default();
+        let mut window = Window::new(0);
         let old = window.next_tag();
         window.push(Seq(1), 10, 0, None);
         window.clear();

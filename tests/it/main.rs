@@ -21,6 +21,7 @@ mod exactly_once;
 mod formats;
 mod full;
 mod harness;
+mod live_first;
 mod losses;
 mod mqtt;
 mod outage;

@@ -20,7 +20,7 @@ use crate::event::{Draft, Event, EventId, Payload, Seq};
 use crate::ingest::form::parse_event;
 use crate::ingest::route::{Keep, Route};
 use crate::ingest::{mqtt, stamped, unix};
-use crate::sink::record::{Formatter, Unready};
+use crate::sink::record::{Formatter, Lane, Unready};
 use crate::system::Clock;
 
 /// Stands for what an event gets at admission.
@@ -262,7 +262,7 @@ impl Answer {
             let name = LogName { epoch: 0, log: Uuid::nil(), agent: config.agent.id.clone() };
             let mut formatter = Formatter::new(config.records.clone(), &[name], Arc::default());
             let origin = Origin { epoch: 0, boot: [0; 16] };
-            let record = formatter.format(Seq(0), origin, event, |record| RecordView {
+            let record = formatter.format(Seq(0), origin, Lane::Live, event, |record| RecordView {
                 topic: record.topic.to_owned(),
                 key: record.key.map(text),
                 headers: record

@@ -95,10 +95,12 @@ fn drain(r: &mut Reader, agent: &Agent, limits: &Limits, buffer: &buffer::Option
         ms(5),
         ms(1)..=secs(60),
     );
+    let order = order(r, delivery);
     let (rates, start_jitter) = pace(r);
     let transaction = transaction(r, buffer);
     drain::Options {
         delivery,
+        order,
         round_interval,
         transaction,
         rates,
@@ -106,6 +108,37 @@ fn drain(r: &mut Reader, agent: &Agent, limits: &Limits, buffer: &buffer::Option
         window_bytes_max: limits.quarter().min(size(buffer.bytes_max / WINDOW_SHARE)),
         stop_grace: agent.stop_grace,
     }
+}
+
+/// Which events go out first.
+fn order(r: &mut Reader, delivery: drain::Delivery) -> drain::Order {
+    let is_live_first = r.one_of(
+        Key {
+            name: "kafka.order",
+            meaning: "Which events go out first: `fifo`, the oldest; `live_first`, the fresh ones, and what an outage has left \
+                      behind them, in a lane of its own whose records have the header `fieldpost-backlog`.",
+            delivery: "live_first: the order of a source holds within each lane. docs/guarantees.md says what each promises.",
+        },
+        false,
+        [("fifo", false), ("live_first", true)],
+    );
+    let backlog_after = r.duration(
+        Key {
+            name: "kafka.backlog_after",
+            meaning: "With live_first: once the oldest live event has waited for so long, everything that waits becomes backlog.",
+            delivery: "Shorter: fresh events come sooner after a short outage, and more of them come behind others.",
+        },
+        secs(10),
+        ms(100)..=mins(60),
+    );
+    r.relation(
+        !(is_live_first && delivery == drain::Delivery::AtMostOnce),
+        "kafka.order",
+        &["kafka.delivery"],
+        "goes with at_least_once and exactly_once alone: at_most_once lets go of events before it sends them"
+            .to_owned(),
+    );
+    if is_live_first { drain::Order::LiveFirst { backlog_after } } else { drain::Order::Fifo }
 }
 
 /// How fast events go out.
@@ -152,7 +185,7 @@ fn transaction(r: &mut Reader, buffer: &buffer::Options) -> drain::TransactionLi
             delivery: "Consumers of committed records see an event that much later at most, and the commit's few \
                        milliseconds.",
         },
-        ms(100),
+        ms(200),
         ms(1)..=secs(10),
     );
     let bytes_max = r.bytes(

@@ -28,6 +28,17 @@ pub(super) fn records(r: &mut Reader) -> Options {
         Template::to_string,
     );
     let allowed = allowed(r, &topic);
+    let backlog_topic = r.optional_text(
+        Key {
+            name: "kafka.backlog_topic",
+            meaning: "With kafka.order = \"live_first\": topic of the backlog; `{source_type}`, `{source_id}` and `{type}` in it \
+                      stand for the event's. Goes before the topics of routes.",
+            delivery: "Order holds within a lane either way.",
+        },
+        TOPIC_ALLOWED,
+        ("the topic of the event, as for live ones", "events-backlog"),
+        parse::kafka_topic,
+    );
     let key = r.text(
         Key {
             name: "kafka.key",
@@ -64,7 +75,7 @@ pub(super) fn records(r: &mut Reader) -> Options {
         [("send", Timestamp::Send), ("event", Timestamp::Event)],
     );
     let key = Some(key).filter(|key| key.fixed() != Some(""));
-    Options { format, topic, allowed, loss_topic: None, key, headers, timestamp }
+    Options { format, topic, allowed, loss_topic: None, backlog_topic, key, headers, timestamp }
 }
 
 fn allowed(r: &mut Reader, topic: &Template) -> Option<Allowed> {

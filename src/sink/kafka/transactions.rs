@@ -5,7 +5,7 @@
 //! [`STEP_TIME`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -90,7 +90,7 @@ impl Transactions {
 
     /// Hands a step over. A second one before the first has ended is dropped: nobody asks for that.
     pub(super) fn step(&self, step: Step) {
-        if self.steps.try_send(step).is_err() {
+        if let Err(TrySendError::Full(step) | TrySendError::Disconnected(step)) = self.steps.try_send(step) {
             tracing::error!(?step, "a step of a transaction was asked for while another one runs");
         }
     }

@@ -3,7 +3,7 @@
 //! In every format, all text: `fieldpost-id`, `fieldpost-timestamp` (as in the envelope), the position
 //! `fieldpost-agent`, `fieldpost-log`, `fieldpost-epoch`, `fieldpost-seq`, and the time that is right when the wall clock
 //! was not: `fieldpost-boot` (the kernel's boot id), `fieldpost-boot-us` (microseconds since then) and `fieldpost-clock`
-//! (`trusted` or `untrusted`).
+//! (`trusted` or `untrusted`). In the backlog lane also `fieldpost-backlog` = `1`.
 
 /// Most headers that the configuration adds.
 pub const STATIC_COUNT_MAX: usize = 16;
@@ -15,7 +15,7 @@ pub const STATIC_BYTES_MAX: usize = 4096;
 pub const STATIC_NAME_BYTES_MAX: usize = 128;
 
 /// The agent's own, and the most that a format adds.
-const OWN_COUNT: usize = 9;
+const OWN_COUNT: usize = 10;
 const FORMAT_COUNT_MAX: usize = 8;
 
 const COUNT_MAX: usize = OWN_COUNT + FORMAT_COUNT_MAX + STATIC_COUNT_MAX;

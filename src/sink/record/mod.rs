@@ -60,6 +60,15 @@ pub enum Timestamp {
     Event,
 }
 
+/// Which way an event goes to Kafka (`kafka.order`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// As it comes: all events of `fifo`, the fresh ones of `live_first`.
+    Live,
+    /// Behind fresher events; its records say so in a header.
+    Backlog,
+}
+
 /// What records look like and where they go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -71,6 +80,8 @@ pub struct Options {
     pub allowed: Option<Allowed>,
     /// The topic of the agent's word about losses; none: as for every event.
     pub loss_topic: Option<Template>,
+    /// The topic of the backlog lane; none: as for every event.
+    pub backlog_topic: Option<Template>,
     /// The key of an event; none: records have no key.
     pub key: Option<Template>,
     /// Headers that every record has besides its own, at most [`headers::STATIC_COUNT_MAX`].
@@ -87,6 +98,7 @@ impl Options {
             topic,
             allowed: None,
             loss_topic: None,
+            backlog_topic: None,
             key: Some(Template::field(Field::SourceId)),
             headers: Vec::new(),
             timestamp: Timestamp::Send,
@@ -176,11 +188,12 @@ impl Formatter {
         &mut self,
         seq: Seq,
         origin: Origin,
+        lane: Lane,
         event: &Event<'_>,
         send: impl FnOnce(&Record<'_>) -> T,
     ) -> Result<T, Unready> {
         self.name_origin(origin);
-        self.choose_topic(seq, event);
+        self.choose_topic(seq, lane, event);
         number(&mut self.seq, seq.0);
         number(&mut self.boot_us, event.received.boot_us);
         self.time.clear();
@@ -205,6 +218,9 @@ impl Formatter {
             ("fieldpost-clock", if event.received.clock_trusted { b"trusted" } else { b"untrusted" }),
         ] {
             headers.push(name, value);
+        }
+        if lane == Lane::Backlog {
+            headers.push("fieldpost-backlog", b"1");
         }
         let payload = match self.options.format {
             Format::Envelope => {
@@ -255,11 +271,15 @@ impl Formatter {
         }
     }
 
-    fn choose_topic(&mut self, seq: Seq, event: &Event<'_>) {
-        let Options { topic, allowed, loss_topic, .. } = &self.options;
+    fn choose_topic(&mut self, seq: Seq, lane: Lane, event: &Event<'_>) {
+        let Options { topic, allowed, loss_topic, backlog_topic, .. } = &self.options;
         let is_loss = event.source_type == OWN_SOURCE_TYPE && event.kind == LOSS_TYPE;
         if let Some(template) = loss_topic.as_ref().filter(|_| is_loss) {
             // Named by the operator for this alone: no list speaks of it.
+            template.topic(event, &mut self.topic);
+            return;
+        }
+        if let Some(template) = backlog_topic.as_ref().filter(|_| lane == Lane::Backlog) {
             template.topic(event, &mut self.topic);
             return;
         }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::templates::{KEY_FIELDS, TOPIC_FIELDS};
 use super::*;
-use crate::event::{EventId, NAME_BYTES_MAX, Payload, Stamp};
+use crate::event::{EventId, NAME_BYTES_MAX, Payload, Stamp, Way};
 
 const ORIGIN: Origin = Origin { epoch: 4, boot: [9; 16] };
 
@@ -52,7 +52,7 @@ pub(super) fn format(formatter: &mut Formatter, event: &Event<'_>) -> Owned {
 fn format_at(formatter: &mut Formatter, seq: u64, event: &Event<'_>) -> Owned {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     formatter
-        .format(Seq(seq), ORIGIN, event, |record| Owned {
+        .format(Seq(seq), ORIGIN, Lane::Live, event, |record| Owned {
             topic: record.topic.to_owned(),
             key: record.key.map(<[u8]>::to_vec),
             payload: record.payload.to_vec(),
@@ -299,6 +299,36 @@ fn word_of_losses_has_a_topic_of_its_own_when_it_is_given_one() {
 }
 
 #[test]
+fn a_record_of_the_backlog_says_so_and_may_have_a_topic_of_its_own() {
+    let routed =
+        Event { way: Way { topic: Some("alarms"), is_quiet: false }, ..event(Payload::Json("1"), None) };
+    let mut losses = event(Payload::Json("1"), None);
+    (losses.kind, losses.source_type) = (LOSS_TYPE, OWN_SOURCE_TYPE);
+    for (backlog_topic, wanted) in
+        [(None, ["e.meter__", "alarms", "l"]), (Some("late.{type}"), ["late.reading", "late.reading", "l"])]
+    {
+        let template = |topic| Template::parse(topic, TOPIC_FIELDS).unwrap();
+        let options = Options {
+            backlog_topic: backlog_topic.map(template),
+            loss_topic: Some(template("l")),
+            ..options("e.{source_type}")
+        };
+        let mut formatter = formatter(options);
+        for (event, wanted) in [event(Payload::Json("1"), None), routed, losses].iter().zip(wanted) {
+            let mut look = |lane| {
+                let seen = |record: &Record<'_>| {
+                    let header = record.headers.iter().find(|(name, _)| *name == "fieldpost-backlog");
+                    (record.topic.to_owned(), header.map(|(_, value)| value.to_vec()))
+                };
+                formatter.format(Seq(1), ORIGIN, lane, event, seen).unwrap()
+            };
+            assert_eq!(look(Lane::Backlog), (wanted.to_owned(), Some(b"1".to_vec())));
+            assert_eq!(look(Lane::Live).1, None);
+        }
+    }
+}
+
+#[test]
 fn what_the_list_lacks_goes_to_the_fallback_and_is_counted_once() {
     let allowed = Some(Allowed::new(vec!["e.b".into(), "e.a".into()], "e.other".into()));
     let mut formatter = formatter(Options { allowed, ..options("e.{source_type}") });
@@ -329,7 +359,7 @@ fn nothing_is_allocated_per_event() {
         // Whatever a buffer holds for the second time, it holds in the same place.
         let mut places = |seq| {
             formatter
-                .format(Seq(seq), ORIGIN, &event, |record| {
+                .format(Seq(seq), ORIGIN, Lane::Live, &event, |record| {
                     let values = record.headers.iter().map(|(_, value)| value.as_ptr());
                     let names = [record.topic.as_ptr(), record.payload.as_ptr()].into_iter();
                     names.chain(record.key.map(<[u8]>::as_ptr)).chain(values).collect::<Vec<_>>()
@@ -375,7 +405,7 @@ fn the_topic_of_an_events_route_comes_before_that_of_the_configuration() {
     let mut topic = |topic| {
         let way = crate::event::Way { topic, is_quiet: false };
         let event = Event { way, ..event(Payload::Json("1"), None) };
-        formatter.format(Seq(1), ORIGIN, &event, |record| record.topic.to_owned()).unwrap()
+        formatter.format(Seq(1), ORIGIN, Lane::Live, &event, |record| record.topic.to_owned()).unwrap()
     };
     let found =
         [Some("alarms"), None, Some("a.{source_type}.{type}"), Some("b.{type}"), None].map(&mut topic);
