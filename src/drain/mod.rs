@@ -359,9 +359,10 @@ impl<P: Producer> Drain<P> {
         let keep_due = self.lanes.keep_due();
         let waiting_until = if let State::Waiting(until) = self.state { Some(until) } else { None };
         let pace_opens = self.pace.opens_at().filter(|_| matches!(self.state, State::Flowing));
-        // Over it already, nothing but reports ends the wait.
-        let transaction_due =
-            self.transaction.as_ref().and_then(Transaction::due_at).filter(|due| *due > Instant::now());
+        // Over it already, only reports are waited for, if any are to come.
+        let is_to_end = matches!(self.state, State::Flowing) && self.lanes.in_flight() == 0;
+        let transaction_due = self.transaction.as_ref().and_then(Transaction::due_at);
+        let transaction_due = transaction_due.filter(|due| is_to_end || *due > Instant::now());
         let stop_times = self.stop.map(|stop| if may_send { stop.send_until } else { stop.end });
         let is_stopping = self.stop.is_some();
         // News are for the live lane; each lane waits for its own hand-overs.

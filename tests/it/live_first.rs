@@ -104,7 +104,8 @@ fn fresh_events_pass(delivery: &str, backlog_topic: Option<&str>) {
         live.iter().filter(|record| Stored::of(record).position > last && record.timestamp < last_sent);
     let passed = passed.count();
     eprintln!("{passed} fresh events went out before the end of the backlog");
-    assert!(passed > 300, "{passed}");
+    // In the order of `fifo` there is none.
+    assert!(passed > 20, "{passed}");
     if backlog_topic.is_some() {
         let of_topic = read_all(kafka.address(), topics[1]);
         assert_eq!(of_topic.len(), backlog.len());
