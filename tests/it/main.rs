@@ -16,6 +16,7 @@ mod check;
 mod consumers;
 mod crash;
 mod dead_letter;
+mod delivery;
 mod demo;
 mod exactly_once;
 mod formats;
