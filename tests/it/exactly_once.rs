@@ -110,6 +110,8 @@ fn the_mode_may_change_between_any_two_starts() {
         ("exactly_once", true),
         ("exactly_once", true),
         ("exactly_once", false),
+        ("at_most_once", false),
+        ("exactly_once", false),
     ] {
         pass(Duration::from_millis(1500));
         if is_killed {

@@ -21,6 +21,7 @@ mod demo;
 mod exactly_once;
 mod formats;
 mod full;
+mod guarantees;
 mod harness;
 mod live_first;
 mod losses;
