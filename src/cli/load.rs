@@ -1,7 +1,7 @@
 //! What commands share: finding and loading the configuration, and printing.
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::cli::exit;
@@ -44,6 +44,30 @@ impl ConfigArg {
         let environment = std::env::vars_os()
             .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
         Config::load(self.path().as_deref(), environment)
+    }
+}
+
+/// Which agent's data a command works with: the configuration says where they are, unless somebody names a directory.
+#[derive(Debug, clap::Args)]
+pub struct DataArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// Directory of an agent's data, instead of the configured one; then no configuration is needed
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl DataArgs {
+    /// The directory, if one was named, and the configuration; there is none when only a directory was named.
+    ///
+    /// # Errors
+    /// The code to exit with; what is wrong with the configuration was said.
+    pub fn find(&self) -> Result<(Option<&Path>, Option<Config>), ExitCode> {
+        let config = match &self.data_dir {
+            Some(_) if !self.config.is_named() => None,
+            _ => Some(self.config.load().map_err(|errors| refuse(&errors))?.config),
+        };
+        Ok((self.data_dir.as_deref(), config))
     }
 }
 

@@ -34,13 +34,7 @@ pub(super) fn mqtt_url(text: &str) -> Result<MqttUrl, String> {
     no_login(rest, "mqtt")?;
     match rest.trim_end_matches('/') {
         rest if rest.contains('/') => Err("nothing may follow the port".to_owned()),
-        rest => match address(rest, if tls { 8883 } else { 1883 })? {
-            // The client library would look for the brackets in the certificate, too.
-            Address { host, .. } if tls && host.contains(':') => {
-                Err("with TLS a host name or an IPv4 address is needed".to_owned())
-            }
-            address => Ok(MqttUrl { address, tls }),
-        },
+        rest => Ok(MqttUrl { address: address(rest, if tls { 8883 } else { 1883 })?, tls }),
     }
 }
 
@@ -293,6 +287,7 @@ mod tests {
         assert_eq!(mqtt("mqtt://10.0.0.1:1999/"), of("10.0.0.1", 1999, false));
         assert_eq!(mqtt("mqtt://[::1]:7"), of("::1", 7, false));
         assert_eq!(mqtt("mqtt://[fe80::1]"), of("fe80::1", 1883, false));
+        assert_eq!(mqtt("mqtts://[fe80::1]"), of("fe80::1", 8883, true));
         for (bad, why) in [
             ("gateway:1883", "no `mqtt://` in front"),
             ("http://gateway", "the scheme `http` is not mqtt or mqtts"),
@@ -300,7 +295,6 @@ mod tests {
             ("mqtt://a b", "`a b` is not a host name"),
             ("mqtt://a:0", "`0` is not a port (1 to 65535)"),
             ("mqtt://a:70000", "`70000` is not a port (1 to 65535)"),
-            ("mqtts://[::1]", "with TLS a host name or an IPv4 address is needed"),
             ("mqtt://::1", "an IPv6 address stands in brackets: [::1]"),
             ("mqtt://[::1", "`[` has no `]`"),
             ("mqtt://[x]", "`x` is not an IPv6 address"),

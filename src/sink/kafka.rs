@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memchr::memmem;
 use rdkafka::ClientContext;
@@ -192,10 +192,27 @@ struct Shared {
     reports: Mutex<Vec<Report>>,
     /// How the last step of a transaction ended.
     step: Mutex<Option<Result<StepEnd, StepError>>>,
+    /// Since when a call of a step is out.
+    call: Mutex<Option<Instant>>,
     reported: Notify,
     /// Not the successor: its link is the agent's.
     is_in_use: AtomicBool,
     is_up: AtomicBool,
+}
+
+impl Shared {
+    fn end_step(&self, ended: Result<StepEnd, StepError>) {
+        *self.step.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
+        self.reported.notify_one();
+    }
+
+    /// Ends a step whose call does not come back: see [`transactions`].
+    fn give_up_stuck_call(&self) {
+        let since = *self.call.lock().unwrap_or_else(PoisonError::into_inner);
+        if since.is_some_and(|since| since.elapsed() > transactions::CALL_TIME_MAX) {
+            self.end_step(Err(StepError::Broken("a call of librdkafka does not come back".to_owned())));
+        }
+    }
 }
 
 struct Callbacks {
@@ -484,6 +501,7 @@ impl ClientContext for Callbacks {
             return;
         }
         self.changes.look();
+        self.shared.give_up_stuck_call();
         let state = if is_up { LinkState::Up } else { LinkState::Down };
         let is_first = !self.is_judged.swap(true, Ordering::Relaxed);
         // A link that is down from the start has not changed and is worth a line all the same.

@@ -1,11 +1,12 @@
-//! The consumers of docs/consumers.md, each in its language, on a topic with real duplicates: nothing is missing and
-//! nothing comes twice, straight through, over a stop, and over a partition that moves.
+//! The consumers of docs/consumers.md, each in its language, on a topic with real duplicates and with two lanes: nothing is
+//! missing and nothing comes twice, straight through, over a stop, and over a partition that moves.
 //!
 //! What a consumer needs is installed once, below `target/consumers`. A language whose tools are not on the machine is
 //! named on standard error; `FIELDPOST_TEST_CONSUMERS=python,java` names those for which that is a failure, `all` all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -13,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::crash::topic_with;
 use crate::harness::agent::Agent;
@@ -165,8 +166,8 @@ fn the_document_shows_the_consumers_as_they_are() {
     }
 }
 
-/// A topic with duplicates, and its records cut in two so that in each partition that has any a duplicate is in the
-/// second part whose original is in the first.
+/// A topic with duplicates in both lanes, and its records cut in two so that in each partition that has any a duplicate
+/// is in the second part whose original is in the first.
 struct Source {
     topic: String,
     parts: (Vec<Record>, Vec<Record>),
@@ -202,11 +203,6 @@ impl Source {
         topic_with(&topic, &finish(producers));
         assert_eq!(agent.stop().code(), Some(0));
         let records = read_all(&Shared::get().kafka, &topic);
-        let mut kept = Events::new();
-        for event in kept_by_position(&records) {
-            kept.entry(event.source).or_default().push(event.n);
-        }
-        eprintln!("{} records, {} of them duplicates", records.len(), duplicates_in(&records).len());
         let mut parts = (Vec::new(), Vec::new());
         for partition in 0..PARTITIONS {
             let of_it = records.iter().filter(|record| record.partition == partition);
@@ -215,9 +211,65 @@ impl Source {
             let cut = duplicates.get(duplicates.len() / 2).copied().unwrap_or(of_it.len() / 2);
             parts.0.extend_from_slice(&of_it[..cut]);
             parts.1.extend_from_slice(&of_it[cut..]);
+            let lanes = two_lanes(partition, &records[0]);
+            for (part, lanes) in [(&mut parts.0, lanes.0), (&mut parts.1, lanes.1)] {
+                copy(&Shared::get().kafka, &topic, &lanes);
+                part.extend(lanes);
+            }
         }
+        let records = read_all(&Shared::get().kafka, &topic);
+        let mut kept = Events::new();
+        for event in kept_by_position(&records) {
+            kept.entry(event.source).or_default().push(event.n);
+        }
+        eprintln!("{} records, {} of them duplicates", records.len(), duplicates_in(&records).len());
         Self { topic, parts, kept }
     }
+}
+
+/// What an agent with a backlog lane of its own writes to a partition, before it is killed and behind its next start, in
+/// the likeness of `record`: the live lane is ahead of the backlog's, and each goes on where it is not sure.
+fn two_lanes(partition: i32, record: &Record) -> (Vec<Record>, Vec<Record>) {
+    let (source, log) = (unique("lanes"), format!("{:036x}", fastrand::u128(..)));
+    let sent = |epoch: u64, is_backlog: bool, numbers: RangeInclusive<u64>| {
+        numbers.map(move |n| (epoch, is_backlog, n)).collect::<Vec<_>>()
+    };
+    let written = |events: Vec<(u64, bool, u64)>| {
+        let of = |(epoch, is_backlog, n): (u64, bool, u64)| {
+            let mut event = record.json();
+            event["id"] = format!("{source}-{n}").into();
+            event["source_id"] = source.as_str().into();
+            event["payload"] = json!({ "n": n });
+            let mut headers = record.headers.clone();
+            for (name, value) in &mut headers {
+                match name.as_str() {
+                    "fieldpost-log" => *value = log.clone().into_bytes(),
+                    "fieldpost-epoch" => *value = epoch.to_string().into_bytes(),
+                    "fieldpost-seq" => *value = (n + 1).to_string().into_bytes(),
+                    _ => {}
+                }
+            }
+            if is_backlog {
+                headers.push(("fieldpost-backlog".to_owned(), b"1".to_vec()));
+            }
+            let key = Some(source.clone().into_bytes());
+            Record { partition, key, payload: event.to_string().into_bytes(), headers, ..record.clone() }
+        };
+        events.into_iter().map(of).collect()
+    };
+    // Events keep the epoch that they were stamped with, so the later one's are live, all of them.
+    let before =
+        [sent(1, false, 20..=24), sent(1, true, 0..=4), sent(1, false, 25..=29), sent(1, true, 5..=9)];
+    let behind = [
+        sent(1, false, 27..=29),
+        sent(1, true, 7..=12),
+        sent(2, false, 30..=34),
+        sent(1, true, 13..=19),
+        // Killed once more.
+        sent(2, false, 33..=36),
+        sent(1, true, 18..=19),
+    ];
+    (written(before.concat()), written(behind.concat()))
 }
 
 /// Which of the records are there a second time.

@@ -1,13 +1,17 @@
 //! How fast the drain is when it must not be fast: rates of its own, quotas of the brokers, a jittered start.
 
 use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::harness::agent::Agent;
-use crate::harness::flow::{Stored, assert_no_duplicates, line_of};
-use crate::harness::kafka::{Record, consume_count, create_topic, read_all};
+use crate::harness::flow::{
+    Pace, Stored, assert_no_duplicates, assert_whole_and_in_order, finish, line_of, pass, start_producers,
+};
+use crate::harness::kafka::{Follower, Record, consume_count, create_topic, read_all};
 use crate::harness::services::{Private, Shared};
 use crate::harness::unique;
-use crate::harness::wait::USUAL;
+use crate::harness::wait::{USUAL, eventually};
 
 /// Sends `count` events of about `bytes` and returns when they are acknowledged.
 fn send(agent: &Agent, count: usize, bytes: usize) {
@@ -86,4 +90,105 @@ fn a_jittered_start_takes_events_at_once() {
     agent.wait_log("the first event to Kafka waits (kafka.start_jitter)", USUAL);
     send(&agent, 10, 0);
     consume_count(brokers, &topic, 10, USUAL);
+}
+
+/// The length of the outage: `FIELDPOST_OUTAGE_SECONDS`, 20 without it.
+fn outage() -> Duration {
+    let seconds = std::env::var("FIELDPOST_OUTAGE_SECONDS").unwrap_or_else(|_| "20".to_owned());
+    let seconds = seconds.parse().ok().filter(|seconds| (1..=86_400).contains(seconds));
+    Duration::from_secs(seconds.expect("FIELDPOST_OUTAGE_SECONDS is a number from 1 to 86400"))
+}
+
+/// What a consumer keeps of a record; a long outage has too many of them to keep them whole.
+#[derive(Clone)]
+struct Sent {
+    stored: Stored,
+    bytes: u64,
+    /// When the agent sent it, in milliseconds.
+    at_ms: i64,
+}
+
+impl Sent {
+    fn of(record: &Record) -> Self {
+        let headers = record.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        let bytes = record.key.as_ref().map_or(0, Vec::len) + record.payload.len() + headers;
+        Self { stored: Stored::of(record), bytes: bytes as u64, at_ms: record.timestamp.unwrap() }
+    }
+}
+
+/// The most bytes that were sent within any `window_ms`.
+fn most_bytes_within(window_ms: i64, sent: &[Sent]) -> u64 {
+    let mut by_time: Vec<(i64, u64)> = sent.iter().map(|sent| (sent.at_ms, sent.bytes)).collect();
+    by_time.sort_unstable();
+    let (mut first, mut bytes, mut most) = (0, 0, 0);
+    for (at_ms, more) in &by_time {
+        bytes += more;
+        while by_time[first].0 <= at_ms - window_ms {
+            bytes -= by_time[first].1;
+            first += 1;
+        }
+        most = most.max(bytes);
+    }
+    most
+}
+
+/// Events come all the time, before, in and behind an outage. Behind it the drain may send three times as much as comes,
+/// so catching up takes half as long as the outage took.
+#[test]
+fn a_backlog_is_caught_up_at_the_rate_while_events_keep_coming() {
+    const RATE: u64 = 600 << 10;
+    /// The limits of memory together are 16 MiB (`limits.memory`); the rest is the program itself.
+    const MEMORY_KIB_MAX: u64 = 64 << 10;
+    let outage = outage();
+    let kafka = Private::kafka();
+    let topic = create_topic(kafka.address(), 3);
+    let mut agent = Agent::start(|config| {
+        config.kafka(kafka.address(), &topic).set("kafka.max_rate", "600 KiB");
+    });
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&sent);
+    let _follower = Follower::start(kafka.address(), &topic, move |record| {
+        kept.lock().unwrap().push(Sent::of(&record));
+    });
+    let count = || sent.lock().unwrap().len();
+    let pace = Pace { rate: Some(100), padding: 500, ..Pace::default() };
+    let producers = start_producers(&agent, "steady", 2, pace);
+    eventually("events arrive", USUAL, || (count() > 400).then_some(()));
+    kafka.kill();
+    pass(outage);
+    let peak = agent.disk_bytes();
+    kafka.start();
+    let (back, backlog) = (Instant::now(), producers.iter().map(|one| one.acked()).sum::<u64>());
+    let caught_up = || count() as u64 + 200 >= producers.iter().map(|one| one.acked()).sum::<u64>();
+    eventually("the backlog is gone", USUAL * 3 + outage * 2, || caught_up().then_some(()));
+    let took = back.elapsed();
+    let acked = finish(producers);
+    let total: u64 = acked.values().sum();
+    eventually("everything is in Kafka", USUAL, || (count() as u64 >= total).then_some(()));
+    let memory_kib = agent.peak_rss_kb();
+    assert_eq!(agent.stop().code(), Some(0));
+
+    let sent = std::mem::take(&mut *sent.lock().unwrap());
+    let stored: Vec<Stored> = sent.iter().map(|sent| sent.stored.clone()).collect();
+    assert_whole_and_in_order(&stored, &acked);
+    assert_no_duplicates(&stored);
+    assert_eq!(stored.len() as u64, total);
+    // A tenth of a second's worth may be saved up, one event may go before the last one's time is over, and one may
+    // come late to its time.
+    let largest = sent.iter().map(|sent| sent.bytes).max().unwrap();
+    let allowed = |window_ms: u64| RATE * (window_ms + 100) / 1000 + 2 * largest;
+    let windows = [1000, 5000].map(|window_ms| (window_ms, most_bytes_within(window_ms, &sent)));
+    eprintln!(
+        "outage of {outage:?}: {total} events, {:.1} MiB on disk at its end, {backlog} events taken by then, caught up \
+         after {took:?}; most bytes within 1 s {}, within 5 s {}, of {RATE} a second; peak memory {:.1} MiB",
+        peak as f64 / f64::from(1 << 20),
+        windows[0].1,
+        windows[1].1,
+        memory_kib as f64 / 1024.0
+    );
+    for (window_ms, most) in windows {
+        let allowed = allowed(window_ms.unsigned_abs());
+        assert!(most <= allowed, "{most} bytes within {window_ms} ms, {allowed} are allowed");
+    }
+    assert!(memory_kib < MEMORY_KIB_MAX, "{memory_kib} KiB");
 }

@@ -18,7 +18,7 @@ import (
 
 type position struct{ epoch, seq uint64 }
 
-// By partition: by log: the last position.
+// By partition: by lane of a log: the last position.
 var last = map[int32]map[string]position{}
 
 func isNew(record *kgo.Record) bool {
@@ -26,18 +26,21 @@ func isNew(record *kgo.Record) bool {
 	for _, header := range record.Headers {
 		headers[header.Key] = string(header.Value)
 	}
-	name, found := headers["fieldpost-log"]
+	lane, found := headers["fieldpost-log"]
 	if !found {
 		return true // not written by fieldpost
+	}
+	if _, found := headers["fieldpost-backlog"]; found {
+		lane += "+backlog"
 	}
 	var at position
 	_, err := fmt.Sscan(headers["fieldpost-epoch"]+" "+headers["fieldpost-seq"], &at.epoch, &at.seq)
 	check(err)
-	before := last[record.Partition][name]
+	before := last[record.Partition][lane]
 	if at.epoch < before.epoch || (at.epoch == before.epoch && at.seq <= before.seq) {
 		return false
 	}
-	last[record.Partition][name] = at
+	last[record.Partition][lane] = at
 	return true
 }
 
@@ -46,8 +49,8 @@ func remember(request *kmsg.OffsetCommitRequest) error {
 	for _, topic := range request.Topics {
 		for i := range topic.Partitions {
 			var words []string
-			for name, at := range last[topic.Partitions[i].Partition] {
-				words = append(words, fmt.Sprintf("%s:%d:%d", name, at.epoch, at.seq))
+			for lane, at := range last[topic.Partitions[i].Partition] {
+				words = append(words, fmt.Sprintf("%s:%d:%d", lane, at.epoch, at.seq))
 			}
 			topic.Partitions[i].Metadata = kmsg.StringPtr(strings.Join(words, " "))
 		}
@@ -66,10 +69,10 @@ func main() {
 			offset, _ := committed.Lookup(topic, partition)
 			for _, word := range strings.Fields(offset.Metadata) {
 				var at position
-				name, numbers, _ := strings.Cut(word, ":")
+				lane, numbers, _ := strings.Cut(word, ":")
 				_, err := fmt.Sscanf(numbers, "%d:%d", &at.epoch, &at.seq)
 				check(err)
-				last[partition][name] = at
+				last[partition][lane] = at
 			}
 		}
 	}

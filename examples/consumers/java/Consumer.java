@@ -14,7 +14,7 @@ public final class Consumer {
         }
     }
 
-    /** By partition: by log: the last position. */
+    /** By partition: by lane of a log: the last position. */
     static final Map<TopicPartition, Map<String, Position>> last = new HashMap<>();
     static volatile boolean stopping = false;
 
@@ -28,8 +28,9 @@ public final class Consumer {
         if (log == null) return true; // not written by fieldpost
         var position = new Position(
             Long.parseLong(header(message, "fieldpost-epoch")), Long.parseLong(header(message, "fieldpost-seq")));
-        if (!position.isBehind(last.get(partition).get(log))) return false;
-        last.get(partition).put(log, position);
+        String lane = log + (header(message, "fieldpost-backlog") == null ? "" : "+backlog");
+        if (!position.isBehind(last.get(partition).get(lane))) return false;
+        last.get(partition).put(lane, position);
         return true;
     }
 
@@ -44,7 +45,7 @@ public final class Consumer {
 
     static OffsetAndMetadata remembered(TopicPartition partition, long offset) {
         var words = new StringJoiner(" ");
-        last.get(partition).forEach((log, at) -> words.add(log + ":" + at.epoch + ":" + at.seq));
+        last.get(partition).forEach((lane, at) -> words.add(lane + ":" + at.epoch + ":" + at.seq));
         return new OffsetAndMetadata(offset, words.toString());
     }
 

@@ -9,15 +9,15 @@ const [brokers, topic, groupId] = process.argv.slice(2)
 const kafka = new Kafka({ brokers: brokers.split(','), logLevel: logLevel.ERROR })
 const admin = kafka.admin()
 const consumer = kafka.consumer({ groupId })
-const last = new Map() // by partition: by log: the last position [epoch, seq]
+const last = new Map() // by partition: by lane of a log: the last position [epoch, seq]
 const next = new Map() // by partition: the offset up to which `last` is right
 
 const isGreater = (a, b) => a[0] > b[0] || (a[0] === b[0] && a[1] > b[1])
 
-function advance(positions, log, position) {
-  const known = positions.get(log)
+function advance(positions, lane, position) {
+  const known = positions.get(lane)
   if (known && !isGreater(position, known)) return false
-  positions.set(log, position)
+  positions.set(lane, position)
   return true
 }
 
@@ -30,8 +30,8 @@ async function positionsAt(partition, offset) {
     const [found] = await admin.fetchOffsets({ groupId, topics: [topic] })
     const { metadata } = found.partitions.find((committed) => committed.partition === partition)
     for (const word of (metadata || '').split(' ').filter(Boolean)) {
-      const [log, epoch, seq] = word.split(':')
-      advance(positions, log, [Number(epoch), Number(seq)])
+      const [lane, epoch, seq] = word.split(':')
+      advance(positions, lane, [Number(epoch), Number(seq)])
     }
   }
   return positions
@@ -40,7 +40,8 @@ async function positionsAt(partition, offset) {
 function isNew(positions, headers = {}) {
   if (!headers['fieldpost-log']) return true // not written by fieldpost
   const position = [Number(headers['fieldpost-epoch']), Number(headers['fieldpost-seq'])]
-  return advance(positions, headers['fieldpost-log'].toString(), position)
+  const lane = `${headers['fieldpost-log']}${headers['fieldpost-backlog'] ? '+backlog' : ''}`
+  return advance(positions, lane, position)
 }
 
 async function eachBatch({ batch, resolveOffset, heartbeat, isStale }) {
@@ -54,7 +55,7 @@ async function eachBatch({ batch, resolveOffset, heartbeat, isStale }) {
   }
   // Results first, then offset and positions in one commit.
   const offset = String(BigInt(batch.lastOffset()) + 1n)
-  const words = [...positions].map(([log, [epoch, seq]]) => `${log}:${epoch}:${seq}`)
+  const words = [...positions].map(([lane, [epoch, seq]]) => `${lane}:${epoch}:${seq}`)
   await consumer.commitOffsets([{ topic, partition, offset, metadata: words.join(' ') }])
   next.set(partition, offset)
   resolveOffset(batch.lastOffset())

@@ -6,7 +6,7 @@ import sys
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 brokers, topic, group = sys.argv[1:]
-last = {}  # by partition: by log: the last position (epoch, seq)
+last = {}  # by partition: by lane of a log: the last position (epoch, seq)
 stopping = False
 
 
@@ -20,24 +20,24 @@ def assigned(consumer, partitions):
         if partition.error:
             raise KafkaException(partition.error)
         words = (word.split(":") for word in (partition.metadata or "").split())
-        last[partition.partition] = {log: (int(epoch), int(seq)) for log, epoch, seq in words}
+        last[partition.partition] = {lane: (int(epoch), int(seq)) for lane, epoch, seq in words}
 
 
 def is_new(message):
     headers = dict(message.headers() or [])
     if "fieldpost-log" not in headers:
         return True  # not written by fieldpost
-    log = headers["fieldpost-log"].decode()
+    lane = headers["fieldpost-log"].decode() + ("+backlog" if "fieldpost-backlog" in headers else "")
     position = (int(headers["fieldpost-epoch"]), int(headers["fieldpost-seq"]))
     positions = last[message.partition()]
-    if position <= positions.get(log, (0, 0)):
+    if position <= positions.get(lane, (0, 0)):
         return False
-    positions[log] = position
+    positions[lane] = position
     return True
 
 
 def remembered(partition, offset):
-    words = (f"{log}:{epoch}:{seq}" for log, (epoch, seq) in last[partition].items())
+    words = (f"{lane}:{epoch}:{seq}" for lane, (epoch, seq) in last[partition].items())
     return TopicPartition(topic, partition, offset, " ".join(words))
 
 

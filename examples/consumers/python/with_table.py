@@ -11,8 +11,8 @@ stopping = False
 
 # One row changes for an event that is new, none for one that comes again.
 ADVANCE = """
-INSERT INTO positions (topic, partition, log, epoch, seq) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (topic, partition, log) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq
+INSERT INTO positions (topic, partition, log, backlog, epoch, seq) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (topic, partition, log, backlog) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq
 WHERE (excluded.epoch, excluded.seq) > (positions.epoch, positions.seq)
 """
 
@@ -26,9 +26,9 @@ def is_new(database, message):
     headers = dict(message.headers() or [])
     if "fieldpost-log" not in headers:
         return True  # not written by fieldpost
-    place = (message.topic(), message.partition(), headers["fieldpost-log"].decode())
+    lane = (headers["fieldpost-log"].decode(), "fieldpost-backlog" in headers)
     position = (int(headers["fieldpost-epoch"]), int(headers["fieldpost-seq"]))
-    return database.execute(ADVANCE, place + position).rowcount == 1
+    return database.execute(ADVANCE, (message.topic(), message.partition()) + lane + position).rowcount == 1
 
 
 signal.signal(signal.SIGTERM, stop)
@@ -36,8 +36,8 @@ database = sqlite3.connect(file, timeout=30)
 with database:
     database.execute("CREATE TABLE IF NOT EXISTS events (event TEXT)")  # the results: your own tables
     database.execute(
-        "CREATE TABLE IF NOT EXISTS positions (topic TEXT, partition INTEGER, log TEXT, epoch INTEGER, seq INTEGER,"
-        " PRIMARY KEY (topic, partition, log))"
+        "CREATE TABLE IF NOT EXISTS positions (topic TEXT, partition INTEGER, log TEXT, backlog INTEGER, epoch INTEGER,"
+        " seq INTEGER, PRIMARY KEY (topic, partition, log, backlog))"
     )
 consumer = Consumer({
     "bootstrap.servers": brokers,

@@ -12,13 +12,13 @@ use tokio::signal::unix::{SignalKind, signal};
 /// The brokers' `offset.metadata.max.bytes`: nobody would hear of a commit in the background that is refused.
 const METADATA_BYTES_MAX: usize = 4096;
 
-/// By log: the last position (epoch, seq).
+/// By lane of a log: the last position (epoch, seq).
 type Positions = BTreeMap<String, (u64, u64)>;
 
-fn advance(positions: &mut Positions, log: &str, position: (u64, u64)) -> bool {
-    let is_new = positions.get(log).is_none_or(|known| position > *known);
+fn advance(positions: &mut Positions, lane: &str, position: (u64, u64)) -> bool {
+    let is_new = positions.get(lane).is_none_or(|known| position > *known);
     if is_new {
-        positions.insert(log.to_owned(), position);
+        positions.insert(lane.to_owned(), position);
     }
     is_new
 }
@@ -30,14 +30,15 @@ fn is_new(positions: &mut Positions, message: &BorrowedMessage<'_>) -> Result<bo
         return Ok(true); // not written by fieldpost
     }
     let position = (text("fieldpost-epoch")?.parse()?, text("fieldpost-seq")?.parse()?);
-    Ok(advance(positions, text("fieldpost-log")?, position))
+    let lane = if header("fieldpost-backlog").is_some() { "+backlog" } else { "" };
+    Ok(advance(positions, &format!("{}{lane}", text("fieldpost-log")?), position))
 }
 
 /// Positions only grow, so of what is known here and what was committed the greater one is the later one.
 fn recall(positions: &mut Positions, metadata: &str) -> Result<(), Box<dyn Error>> {
     for word in metadata.split_whitespace() {
         let mut parts = word.splitn(3, ':');
-        let mut part = || parts.next().ok_or("positions are log:epoch:seq");
+        let mut part = || parts.next().ok_or("positions are lane:epoch:seq");
         advance(positions, part()?, (part()?.parse()?, part()?.parse()?));
     }
     Ok(())
@@ -88,7 +89,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         results.flush()?; // results first, then offset and positions, which go into one commit
         *next = message.offset() + 1;
         let words: Vec<String> =
-            positions.iter().map(|(log, (epoch, seq))| format!("{log}:{epoch}:{seq}")).collect();
+            positions.iter().map(|(lane, (epoch, seq))| format!("{lane}:{epoch}:{seq}")).collect();
         let words = words.join(" ");
         if words.len() > METADATA_BYTES_MAX {
             return Err("too many logs for the brokers' offset.metadata.max.bytes".into());

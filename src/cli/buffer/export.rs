@@ -8,11 +8,12 @@ use std::process::ExitCode;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::target::{TargetArgs, refuse, say};
+use super::target::{Target, refuse, say};
 use crate::buffer::block::Origin;
 use crate::buffer::view::{View, Walk};
 use crate::cli::exit;
 use crate::cli::line::{self, Place};
+use crate::cli::load::DataArgs;
 use crate::cli::text;
 use crate::event::Seq;
 
@@ -43,7 +44,7 @@ Exit codes:
   78  invalid configuration")]
 pub(super) struct Args {
     #[command(flatten)]
-    target: TargetArgs,
+    data: DataArgs,
     /// Begin at this position
     #[arg(long, value_name = "SEQ")]
     from: Option<u64>,
@@ -90,7 +91,7 @@ impl Args {
     }
 
     fn export(&self) -> Result<ExitCode, ExitCode> {
-        let view = self.target.find()?.view("export")?;
+        let view = Target::of(&self.data)?.view("export")?;
         let first = if self.bad { Seq(1) } else { view.cursor.next() };
         let from = self.from.map_or(first, Seq);
         let walk = if self.bad { view.salvage(from) } else { view.walk(from) };

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::target::{Target, TargetArgs, refuse_open, say};
+use super::target::{Target, refuse_open, say};
 use crate::buffer::{Batch, Buffer, Wait, WhenFull};
+use crate::cli::exit;
+use crate::cli::load::{self, DataArgs};
 use crate::cli::send::ledger::LineError;
 use crate::cli::text;
-use crate::cli::{exit, load};
 use crate::config::Config;
 use crate::event::Seq;
 use crate::ingest::form::parse_event;
@@ -53,7 +54,7 @@ Exit codes:
   78  invalid configuration")]
 pub(super) struct Args {
     #[command(flatten)]
-    target: TargetArgs,
+    data: DataArgs,
     /// File with the events, - for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -82,7 +83,7 @@ impl Args {
     }
 
     fn import(&self) -> Result<ExitCode, ExitCode> {
-        let target = self.target.find()?;
+        let target = Target::of(&self.data)?;
         let (input, bytes) = open_input(&self.file).map_err(|error| {
             say("import", &format!("cannot read {}: {error}", self.file.display()));
             ExitCode::from(exit::NO_INPUT)

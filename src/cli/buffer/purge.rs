@@ -7,10 +7,11 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::import::{show_warnings, with_runtime};
-use super::target::{TargetArgs, refuse_open, say};
+use super::target::{Target, refuse_open, say};
 use crate::buffer::{Buffer, ReadError, Run};
+use crate::cli::load::{self, DataArgs};
 use crate::cli::text;
-use crate::cli::{ask, exit, load};
+use crate::cli::{ask, exit};
 use crate::event::{Event, Seq};
 use crate::system;
 
@@ -38,7 +39,7 @@ Exit codes:
   78  invalid configuration")]
 pub(super) struct Args {
     #[command(flatten)]
-    target: TargetArgs,
+    data: DataArgs,
     /// Position or RFC 3339 time: everything in front of it goes
     #[arg(long, value_name = "SEQ|TIME", value_parser = before)]
     before: Before,
@@ -103,7 +104,7 @@ impl Args {
             say("purge", "there is no terminal to ask on: say --yes");
             return Err(exit::USAGE.into());
         }
-        let target = self.target.find()?;
+        let target = Target::of(&self.data)?;
         // It is not made for this.
         target.view("purge")?;
         show_warnings();

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::target::{Target, TargetArgs, refuse};
+use super::target::{Target, refuse};
 use crate::buffer::ledger::Entry;
 use crate::buffer::probe::Owner;
 use crate::buffer::view::{Oldest, View};
-use crate::cli::load;
+use crate::cli::load::{self, DataArgs};
 use crate::cli::text;
 use crate::config::units::about_bytes;
 use crate::system::{self, Clock};
@@ -31,7 +31,7 @@ Examples:
 Exit codes: 0 done, 64 wrong command line, 74 there is no buffer or it cannot be read, 78 invalid configuration")]
 pub(super) struct Args {
     #[command(flatten)]
-    target: TargetArgs,
+    data: DataArgs,
     /// Print one JSON object for scripts
     #[arg(long)]
     json: bool,
@@ -103,7 +103,7 @@ impl Args {
     }
 
     fn status(&self) -> Result<Status, ExitCode> {
-        let target = self.target.find()?;
+        let target = Target::of(&self.data)?;
         let view = target.view("status")?;
         let now = Clock::default().now();
         let oldest = view.oldest(system::boot_id(), now).map_err(|error| refuse("status", &error))?;

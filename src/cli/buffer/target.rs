@@ -1,24 +1,14 @@
 //! Which buffer a command is about.
 
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::buffer::view::{Place, View, ViewError};
 use crate::buffer::{self, OpenError};
 use crate::cli::exit;
-use crate::cli::load::{self, ConfigArg};
+use crate::cli::load::DataArgs;
 use crate::config::Config;
-
-/// The configuration says where the buffer is, unless somebody names a directory.
-#[derive(Debug, clap::Args)]
-pub(super) struct TargetArgs {
-    #[command(flatten)]
-    config: ConfigArg,
-    /// Directory of an agent's data, instead of the configured one; then no configuration is needed
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-}
 
 /// A buffer, and the configuration that counts for it.
 #[derive(Debug)]
@@ -26,27 +16,6 @@ pub(super) struct Target {
     pub(super) place: Place,
     /// `None` when only a directory was named.
     pub(super) config: Option<Config>,
-}
-
-impl TargetArgs {
-    /// Finds the buffer.
-    ///
-    /// # Errors
-    /// The code to exit with; what is wrong with the configuration was said.
-    pub(super) fn find(&self) -> Result<Target, ExitCode> {
-        let config = match &self.data_dir {
-            Some(_) if !self.config.is_named() => None,
-            _ => Some(self.config.load().map_err(|errors| load::refuse(&errors))?.config),
-        };
-        let place = match (&self.data_dir, &config) {
-            (Some(dir), _) => place(dir),
-            (None, Some(config)) => {
-                Place { dir: config.buffer.dir.clone(), ledger: config.buffer.ledger.clone() }
-            }
-            (None, None) => place(Path::new(".")),
-        };
-        Ok(Target { place, config })
-    }
 }
 
 /// The buffer below a data directory; the buffer's own directory is taken for what it is.
@@ -60,6 +29,22 @@ fn place(dir: &Path) -> Place {
 }
 
 impl Target {
+    /// Finds the buffer.
+    ///
+    /// # Errors
+    /// The code to exit with; what is wrong with the configuration was said.
+    pub(super) fn of(data: &DataArgs) -> Result<Self, ExitCode> {
+        let (data_dir, config) = data.find()?;
+        let place = match (data_dir, &config) {
+            (Some(dir), _) => place(dir),
+            (None, Some(config)) => {
+                Place { dir: config.buffer.dir.clone(), ledger: config.buffer.ledger.clone() }
+            }
+            (None, None) => place(Path::new(".")),
+        };
+        Ok(Self { place, config })
+    }
+
     /// Looks at it.
     ///
     /// # Errors

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::target::{TargetArgs, refuse};
+use super::target::{Target, refuse};
 use crate::buffer::view::{FolderReport, Report};
+use crate::cli::exit;
+use crate::cli::load::{self, DataArgs};
 use crate::cli::text;
-use crate::cli::{exit, load};
 use crate::config::units::about_bytes;
 use crate::event::Seq;
 
@@ -34,7 +35,7 @@ Exit codes:
   78  invalid configuration")]
 pub(super) struct Args {
     #[command(flatten)]
-    target: TargetArgs,
+    data: DataArgs,
     /// Print one JSON object for scripts
     #[arg(long)]
     json: bool,
@@ -48,7 +49,7 @@ impl Args {
     }
 
     fn verify(&self) -> Result<ExitCode, ExitCode> {
-        let view = self.target.find()?.view("verify")?;
+        let view = Target::of(&self.data)?.view("verify")?;
         let bar = text::bar(view.bytes_to_verify());
         let mut found = Vec::new();
         let report = view.verify(|folder| {

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use jiff::Timestamp;
 
-use super::target::{NameArg, Target, TargetArgs, name, short};
+use super::target::{Target, WhichArgs, short};
+use crate::cli::load::DataArgs;
 use crate::cli::{ask, exit, text};
 use crate::dead_letter::Entry;
 
@@ -31,13 +32,9 @@ Exit codes:
   78  invalid configuration")]
 pub(super) struct Args {
     #[command(flatten)]
-    target: TargetArgs,
-    /// These, as `list` names them
-    #[arg(value_name = "NAME", value_parser = name, group = "which")]
-    names: Vec<NameArg>,
-    /// All there are
-    #[arg(long, group = "which")]
-    all: bool,
+    data: DataArgs,
+    #[command(flatten)]
+    which: WhichArgs,
     /// Those that were refused before this RFC 3339 time, by the clock of then
     #[arg(long, value_name = "TIME", group = "which")]
     before: Option<Timestamp>,
@@ -48,7 +45,7 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn discard(&self) -> Result<ExitCode, ExitCode> {
-        let target = self.target.find("drop")?;
+        let target = Target::of(&self.data, "drop")?;
         if !self.yes && !ask::is_possible() {
             target.say("there is no terminal to ask on: say --yes");
             return Err(exit::USAGE.into());
@@ -78,7 +75,7 @@ impl Args {
     }
 
     fn chosen(&self, target: &Target) -> Result<Vec<Entry>, ExitCode> {
-        let mut entries = target.named(&self.names)?;
+        let mut entries = target.chosen(&self.which)?;
         let Some(before) = self.before else { return Ok(entries) };
         let mut failure = None;
         entries.retain(|entry| match target.read(entry, &mut 0) {

@@ -5,7 +5,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::target::{NameArg, Target, TargetArgs, name, place};
+use super::target::{NameArg, Target, name, place};
+use crate::cli::load::DataArgs;
 use crate::cli::{exit, line, text};
 use crate::dead_letter::Entry;
 
@@ -30,7 +31,7 @@ Exit codes:
   78  invalid configuration")]
 pub(super) struct Args {
     #[command(flatten)]
-    target: TargetArgs,
+    data: DataArgs,
     /// Only these, as `list` names them
     #[arg(value_name = "NAME", value_parser = name)]
     names: Vec<NameArg>,
@@ -48,7 +49,7 @@ enum Failure {
 
 impl Args {
     pub(super) fn export(&self) -> Result<ExitCode, ExitCode> {
-        let target = self.target.find("export")?;
+        let target = Target::of(&self.data, "export")?;
         let entries = target.named(&self.names)?;
         let mut damaged = 0;
         match self.write(&target, &entries, &mut damaged) {

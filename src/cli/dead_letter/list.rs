@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::target::{Target, TargetArgs, short};
-use crate::cli::{load, text};
+use super::target::{Target, short};
+use crate::cli::load::{self, DataArgs};
+use crate::cli::text;
 use crate::config::units::format_bytes;
 use crate::dead_letter::{Entry, Stored, Unreadable};
 use crate::event::{Payload, Seq, Stamp};
@@ -28,7 +29,7 @@ Exit codes:
   78  invalid configuration")]
 pub(super) struct Args {
     #[command(flatten)]
-    target: TargetArgs,
+    data: DataArgs,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
@@ -126,7 +127,7 @@ pub(super) fn plain(text: &str) -> String {
 
 impl Args {
     pub(super) fn list(&self) -> Result<ExitCode, ExitCode> {
-        let target = self.target.find("list")?;
+        let target = Target::of(&self.data, "list")?;
         let entries = target.all()?;
         let mut is_headed = self.json;
         let (mut letters, mut damaged, mut bytes) = (0, 0, 0);

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 
-use super::target::{NameArg, Target, TargetArgs, name, place, short};
+use super::target::{Target, WhichArgs, place, short};
+use crate::cli::load::DataArgs;
 use crate::cli::send::client::{self, Client};
 use crate::cli::send::{SOCKET, SOCKET_VARIABLE};
 use crate::cli::{exit, line, text};
@@ -38,13 +39,9 @@ Exit codes:
   78  invalid configuration")]
 pub(super) struct Args {
     #[command(flatten)]
-    target: TargetArgs,
-    /// These, as `list` names them
-    #[arg(value_name = "NAME", value_parser = name, group = "which")]
-    names: Vec<NameArg>,
-    /// All there are
-    #[arg(long, group = "which")]
-    all: bool,
+    data: DataArgs,
+    #[command(flatten)]
+    which: WhichArgs,
     /// Socket of the agent [default: unix.path of the configuration, else $FIELDPOST_UNIX__PATH, else
     /// /run/fieldpost/fieldpost.sock]
     #[arg(long, value_name = "PATH")]
@@ -67,8 +64,8 @@ enum Answer {
 
 impl Args {
     pub(super) fn retry(&self) -> Result<ExitCode, ExitCode> {
-        let target = self.target.find("retry")?;
-        let entries = target.named(&self.names)?;
+        let target = Target::of(&self.data, "retry")?;
+        let entries = target.chosen(&self.which)?;
         if entries.is_empty() {
             target.say("nothing to retry");
             return Ok(ExitCode::SUCCESS);

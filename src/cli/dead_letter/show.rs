@@ -10,8 +10,9 @@ use serde_json::value::RawValue;
 
 use super::list::{Row, plain, when};
 use super::pretty::pretty;
-use super::target::{NameArg, TargetArgs, name};
-use crate::cli::{exit, load, text};
+use super::target::{NameArg, Target, name};
+use crate::cli::load::{self, DataArgs};
+use crate::cli::{exit, text};
 use crate::dead_letter::{Entry, Stored};
 use crate::event::Payload;
 
@@ -30,7 +31,7 @@ Exit codes:
   78  invalid configuration")]
 pub(super) struct Args {
     #[command(flatten)]
-    target: TargetArgs,
+    data: DataArgs,
     /// The letter, as `list` names it
     #[arg(value_parser = name)]
     name: NameArg,
@@ -51,7 +52,7 @@ struct Shown<'a> {
 
 impl Args {
     pub(super) fn show(&self) -> Result<ExitCode, ExitCode> {
-        let target = self.target.find("show")?;
+        let target = Target::of(&self.data, "show")?;
         let entries = target.named(std::slice::from_ref(&self.name))?;
         let damaged = || ExitCode::from(exit::DATA);
         let entry = entries.first().ok_or_else(damaged)?;

@@ -1,26 +1,16 @@
 //! Which store a command is about, and which letters.
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::cli::exit;
 use crate::cli::line::{Place, Refusal};
-use crate::cli::load::{self, ConfigArg};
+use crate::cli::load::DataArgs;
 use crate::cli::text;
 use crate::config::Config;
 use crate::dead_letter::{DeadLetterError, Entry, Folder, Head, Name, Stored, Unreadable};
 use crate::event::Seq;
-
-/// The configuration says where the store is, unless somebody names a directory.
-#[derive(Debug, clap::Args)]
-pub(super) struct TargetArgs {
-    #[command(flatten)]
-    config: ConfigArg,
-    /// Directory of an agent's data, instead of the configured one; then no configuration is needed
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-}
 
 /// A store, and the configuration that counts for it.
 #[derive(Debug)]
@@ -29,6 +19,17 @@ pub(super) struct Target {
     pub(super) folder: Folder,
     /// `None` when only a directory was named.
     pub(super) config: Option<Config>,
+}
+
+/// Which letters: of the group `which`, one of which the command asks for.
+#[derive(Debug, clap::Args)]
+pub(super) struct WhichArgs {
+    /// These, as `list` names them
+    #[arg(value_name = "NAME", value_parser = name, group = "which")]
+    names: Vec<NameArg>,
+    /// All there are
+    #[arg(long, group = "which")]
+    all: bool,
 }
 
 /// The name of a letter as somebody writes it: the position, and the beginning of the log where that is not enough.
@@ -60,18 +61,15 @@ pub(super) fn short(name: Name) -> String {
     format!("{}-{:08x}", name.seq, name.log.as_fields().0)
 }
 
-impl TargetArgs {
+impl Target {
     /// Finds the store. That nothing was ever put into it is no error, that there is no data directory is.
     ///
     /// # Errors
     /// The code to exit with, after the reason was said.
-    pub(super) fn find(&self, command: &'static str) -> Result<Target, ExitCode> {
-        let config = match &self.data_dir {
-            Some(_) if !self.config.is_named() => None,
-            _ => Some(self.config.load().map_err(|errors| load::refuse(&errors))?.config),
-        };
-        let data_dir = self.data_dir.clone().or(config.as_ref().map(|config| config.agent.data_dir.clone()));
-        let data_dir = data_dir.unwrap_or_else(|| PathBuf::from("."));
+    pub(super) fn of(data: &DataArgs, command: &'static str) -> Result<Self, ExitCode> {
+        let (data_dir, config) = data.find()?;
+        let configured = config.as_ref().map(|config| config.agent.data_dir.as_path());
+        let data_dir = data_dir.or(configured).unwrap_or(Path::new("."));
         if !data_dir.is_dir() {
             let dir = data_dir.display();
             say(
@@ -80,11 +78,9 @@ impl TargetArgs {
             );
             return Err(exit::STORAGE.into());
         }
-        Ok(Target { command, folder: Folder::at(&data_dir.join("dead-letters")), config })
+        Ok(Self { command, folder: Folder::at(&data_dir.join("dead-letters")), config })
     }
-}
 
-impl Target {
     /// One line on standard error.
     pub(super) fn say(&self, text: &str) {
         say(self.command, text);
@@ -96,6 +92,14 @@ impl Target {
     /// The code to exit with, after the reason was said.
     pub(super) fn all(&self) -> Result<Vec<Entry>, ExitCode> {
         self.folder.entries().map_err(|error| self.refuse(&error))
+    }
+
+    /// Those that were chosen, oldest first; all when none was named.
+    ///
+    /// # Errors
+    /// As [`Target::named`].
+    pub(super) fn chosen(&self, which: &WhichArgs) -> Result<Vec<Entry>, ExitCode> {
+        self.named(&which.names)
     }
 
     /// The letters that were named, oldest first, each once; all when none was.

@@ -1,3 +1,5 @@
+//! `send` against sockets that answer as an agent does, or not.
+
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 

@@ -172,7 +172,8 @@ pub(super) fn unix(r: &mut Reader) -> Option<unix::Options> {
     let connections_max = r.integer(
         Key {
             name: "unix.max_connections",
-            meaning: "Most connections at once; one more is told so and closed.",
+            meaning: "Most connections at once; one more is told so and closed. Beside limits.memory each has half a line \
+                      of 8 KiB and, if its producer does not read them, 80 KiB of answers.",
             delivery: "",
         },
         256,

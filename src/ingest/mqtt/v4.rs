@@ -15,7 +15,7 @@ use super::{Access, Login, Options, Qos, hint};
 adapter!();
 
 fn connect(options: &Options, access: Access, packet_bytes_max: usize) -> (AsyncClient, EventLoop) {
-    let mut mqtt = MqttOptions::new(&options.client_id, options.address_host(), options.port);
+    let mut mqtt = MqttOptions::new(&options.client_id, &options.host, options.port);
     mqtt.set_clean_session(false)
         .set_keep_alive(options.keep_alive)
         .set_manual_acks(true)

@@ -28,7 +28,7 @@ fn connect(options: &Options, access: Access, packet_bytes_max: usize) -> (Async
     properties.receive_maximum = Some(options.receive_maximum);
     // The broker drops what is larger instead of sending it for ever.
     properties.max_packet_size = Some(u32::try_from(packet_bytes_max).unwrap_or(u32::MAX));
-    let mut mqtt = MqttOptions::new(&options.client_id, options.address_host(), options.port);
+    let mut mqtt = MqttOptions::new(&options.client_id, &options.host, options.port);
     mqtt.set_clean_start(false)
         .set_keep_alive(options.keep_alive)
         .set_manual_acks(true)

@@ -5,6 +5,9 @@
 //! within a chunk needs a second grant, out of the pool for long lines. Both pools serve in the order of asking. Only
 //! [`FIRST_BYTES`] of an unfinished line are a connection's own.
 //!
+//! Answers that a peer does not read stand beside this, with a bound of their own (`reply.rs`): they are owed for what was
+//! taken, so a connection cannot wait for room for them while it holds grants that others wait for.
+//!
 //! Nothing here counts single events: a busy connection asks once a chunk, and a lone one without waiting.
 // Order: whoever waits for the read pool holds nothing but batches, which are settled without any grant. Whoever waits
 // for the long pool holds a read grant and batches, and whoever has a long grant waits for none at all, because the two

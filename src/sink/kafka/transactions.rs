@@ -3,12 +3,16 @@
 //! Every call that may be repeated is repeated, for as long as it takes: an outage in the middle of a commit ends with
 //! the commit, or with an error that says that there was none. Only the end of the producer interrupts that, within
 //! [`STEP_TIME`].
+//!
+//! librdkafka 2.12 forgets the time limit of `send_offsets_to_transaction` (confluentinc/librdkafka#5456): when the group's
+//! coordinator is lost under it, the call may never come back. After [`CALL_TIME_MAX`] its step counts as broken, and the
+//! producer is made again. Its thread stays until the call comes back, if it does; the next producer's init has fenced it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::client::OAuthToken;
 use rdkafka::config::ClientConfig;
@@ -26,6 +30,9 @@ use crate::sink::transaction::{Cursor, Kept, Step, StepEnd, StepError};
 /// Longest single call: how long the thread may outlive its producer.
 const STEP_TIME: Duration = Duration::from_secs(1);
 
+/// A call that takes longer is not waited for any more. Ten times [`STEP_TIME`]: none that keeps its limit gets there.
+pub(super) const CALL_TIME_MAX: Duration = Duration::from_secs(10);
+
 /// Pause before a call is repeated that came back at once.
 const REPEAT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -39,10 +46,11 @@ pub(super) struct Transactions {
     thread: JoinHandle<()>,
 }
 
-/// Set when nobody waits for a step any more.
+/// Set when nobody waits for a step any more, and reached when the thread is through.
 #[derive(Default)]
 struct End {
     is_set: AtomicBool,
+    is_reached: AtomicBool,
     guard: Mutex<()>,
     word: Condvar,
 }
@@ -53,9 +61,26 @@ impl End {
     }
 
     fn set(&self) {
+        self.say(&self.is_set);
+    }
+
+    fn reach(&self) {
+        self.say(&self.is_reached);
+    }
+
+    fn say(&self, what: &AtomicBool) {
         let _guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
-        self.is_set.store(true, Ordering::Release);
+        what.store(true, Ordering::Release);
         self.word.notify_all();
+    }
+
+    /// Waits for that for at most `limit`.
+    fn is_reached(&self, limit: Duration) -> bool {
+        let is_out = |(): &mut ()| !self.is_reached.load(Ordering::Acquire);
+        let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.word.wait_timeout_while(guard, limit, is_out);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        self.is_reached.load(Ordering::Acquire)
     }
 
     fn pause(&self) {
@@ -101,9 +126,11 @@ impl Transactions {
 
     pub(super) fn join(self) {
         self.end.set();
-        let Self { steps, thread, .. } = self;
+        let Self { steps, thread, end } = self;
         drop(steps);
-        if thread.join().is_err() {
+        if !end.is_reached(2 * STEP_TIME) && !thread.is_finished() {
+            tracing::debug!("a call of librdkafka does not come back; its thread is left behind");
+        } else if thread.join().is_err() {
             tracing::debug!("the thread of Kafka's transactions died");
         }
     }
@@ -129,9 +156,9 @@ impl Worker {
                     .patiently(|this| this.producer.abort_transaction(STEP_TIME))
                     .map(|()| StepEnd::Aborted),
             };
-            *self.shared.step.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
-            self.shared.reported.notify_one();
+            self.shared.end_step(ended);
         }
+        self.end.reach();
     }
 
     fn open(&mut self) -> Result<Kept, StepError> {
@@ -169,10 +196,17 @@ impl Worker {
         self.patiently(|this| this.producer.commit_transaction(STEP_TIME))
     }
 
+    fn note_call(&self, since: Option<Instant>) {
+        *self.shared.call.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
     /// Repeats `call` until it succeeds or fails in a way that repeating does not help.
     fn patiently<T>(&self, call: impl Fn(&Self) -> Result<T, KafkaError>) -> Result<T, StepError> {
         loop {
-            let error = match call(self) {
+            self.note_call(Some(Instant::now()));
+            let called = call(self);
+            self.note_call(None);
+            let error = match called {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
@@ -243,3 +277,21 @@ impl ClientContext for Silent {
 }
 
 impl ConsumerContext for Silent {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_does_not_come_back_ends_its_step() {
+        let shared = Shared::default();
+        let ended = |since: Option<Duration>| {
+            *shared.call.lock().unwrap() = since.map(|since| Instant::now().checked_sub(since).unwrap());
+            shared.give_up_stuck_call();
+            shared.step.lock().unwrap().take()
+        };
+        assert_eq!(ended(None), None);
+        assert_eq!(ended(Some(CALL_TIME_MAX / 2)), None);
+        assert!(matches!(ended(Some(CALL_TIME_MAX * 2)), Some(Err(StepError::Broken(_)))));
+    }
+}

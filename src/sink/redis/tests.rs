@@ -1,3 +1,5 @@
+//! The sink against a Redis of the test's own that answers, refuses, is slow or is gone.
+
 use super::*;
 use crate::secret::Secret;
 

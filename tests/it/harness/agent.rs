@@ -398,10 +398,21 @@ impl Agent {
     /// Resident memory of the running process (with a runner, of the runner) in KiB.
     #[track_caller]
     pub(crate) fn rss_kb(&self) -> u64 {
+        self.memory_kb("VmRSS:")
+    }
+
+    /// The most that [`Agent::rss_kb`] has been in the life of the process.
+    #[track_caller]
+    pub(crate) fn peak_rss_kb(&self) -> u64 {
+        self.memory_kb("VmHWM:")
+    }
+
+    #[track_caller]
+    fn memory_kb(&self, name: &str) -> u64 {
         let status = format!("/proc/{}/status", self.pid().as_raw_nonzero());
         let status = std::fs::read_to_string(status).expect("the agent is running");
         let line =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a live process has memory");
+            status.lines().find_map(|line| line.strip_prefix(name)).expect("a live process has memory");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 

@@ -329,6 +329,8 @@ pub(crate) struct Stored {
     pub(crate) log: String,
     pub(crate) position: (u64, u64),
     pub(crate) partition: i32,
+    /// The lane: that of the backlog, or the live one.
+    pub(crate) is_backlog: bool,
 }
 
 impl Stored {
@@ -346,21 +348,22 @@ impl Stored {
             log: record.header("fieldpost-log").unwrap().to_owned(),
             position: (number("fieldpost-epoch"), number("fieldpost-seq")),
             partition: record.partition,
+            is_backlog: record.header("fieldpost-backlog").is_some(),
         }
     }
 }
 
-/// What a consumer keeps that remembers one position per partition and log, and drops everything up to it.
+/// What a consumer keeps that remembers one position per partition, log and lane, and drops everything up to it.
 ///
 /// # Panics
 /// When that drops an event that it had not seen: then positions do not only grow.
 #[track_caller]
 pub(crate) fn kept_by_position(records: &[Record]) -> Vec<Stored> {
-    let mut last: BTreeMap<(i32, String), (u64, u64)> = BTreeMap::new();
+    let mut last: BTreeMap<(i32, String, bool), (u64, u64)> = BTreeMap::new();
     let mut seen = BTreeMap::new();
     let mut kept = Vec::new();
     for stored in records.iter().map(Stored::of) {
-        let last = last.entry((stored.partition, stored.log.clone())).or_default();
+        let last = last.entry((stored.partition, stored.log.clone(), stored.is_backlog)).or_default();
         let what = (stored.source.clone(), stored.n);
         if stored.position <= *last {
             let at = (stored.log.clone(), stored.position);

@@ -47,13 +47,8 @@ struct Secured {
 
 impl Secured {
     fn start() -> Self {
-        let pki = Pki::new();
-        pki.issue("broker", Flaw::None);
-        pki.issue("expired", Flaw::Expired);
-        pki.issue("other-name", Flaw::OtherName);
-        pki.issue("agent", Flaw::None);
-        let settings = LISTENERS.replace("@PKI@", pki.path("").to_str().unwrap().trim_end_matches('/'));
-        let kafka = Private::with_settings(Service::Kafka, &settings);
+        let pki = Pki::of_a_broker();
+        let kafka = Private::with_settings(Service::Kafka, &pki.settings(LISTENERS));
         Self { pki, kafka }
     }
 

@@ -19,7 +19,7 @@ pub(super) enum Flaw {
     None,
     /// Its time was over yesterday.
     Expired,
-    /// For `elsewhere.example` instead of `localhost` and `127.0.0.1`.
+    /// For `elsewhere.example` instead of `localhost`, `127.0.0.1` and `::1`.
     OtherName,
     /// Signed by an authority that nobody trusts.
     OtherAuthority,
@@ -40,6 +40,26 @@ impl Pki {
         pki.write("ca.pem", &pki.trusted.0.to_pem().unwrap());
         pki.write("other-ca.pem", &pki.other.0.to_pem().unwrap());
         pki
+    }
+
+    /// With the certificates of a service that serves well, with an expired one and under another name, and of the agent:
+    /// `broker`, `expired`, `other-name`, `agent`.
+    pub(super) fn of_a_broker() -> Self {
+        let pki = Self::new();
+        for (name, flaw) in [
+            ("broker", Flaw::None),
+            ("expired", Flaw::Expired),
+            ("other-name", Flaw::OtherName),
+            ("agent", Flaw::None),
+        ] {
+            pki.issue(name, flaw);
+        }
+        pki
+    }
+
+    /// Settings of a service, with the folder of the files for `@PKI@`.
+    pub(super) fn settings(&self, template: &str) -> String {
+        template.replace("@PKI@", self.folder.path().to_str().unwrap())
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -84,7 +104,7 @@ impl Pki {
         if flaw == Flaw::OtherName {
             names.dns("elsewhere.example");
         } else {
-            names.dns("localhost").ip("127.0.0.1");
+            names.dns("localhost").ip("127.0.0.1").ip("::1");
         }
         let names = names.build(&builder.x509v3_context(Some(issuer), None)).unwrap();
         builder.append_extension(names).unwrap();

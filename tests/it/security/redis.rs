@@ -30,7 +30,7 @@ impl Secured {
         pki.issue("server", flaw);
         pki.issue("agent", Flaw::None);
         pki.write("password", b"right");
-        let settings = TLS.replace("@PKI@", pki.path("").to_str().unwrap().trim_end_matches('/'));
+        let settings = pki.settings(TLS);
         let redis =
             Private::with_settings(Service::Redis, &format!("{settings}tls-auth-clients {clients}\n"));
         Self { pki, redis }

@@ -1,3 +1,6 @@
+//! One connection of the socket against a buffer that takes, refuses and waits: answers, their order, and the memory
+//! behind them.
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
