@@ -4,6 +4,7 @@
 //! `--event` it shows instead what would become of one event.
 
 mod finding;
+mod kafka;
 mod probes;
 mod publish;
 mod topic;
