@@ -57,8 +57,11 @@ pub(super) fn findings(config: &Config, timeout: Duration, say: &mut impl FnMut(
     }
 }
 
+/// The key of the topic whose records another topic's schema has.
+pub(super) const DEAD_LETTERS: &str = "kafka.dead_letter_topic";
+
 /// The topics that the agent would write, with the key that names each; none: it depends on the event.
-fn topics(config: &Config) -> Vec<(Option<String>, &'static str)> {
+pub(super) fn topics(config: &Config) -> Vec<(Option<String>, &'static str)> {
     let records = &config.records;
     let mut topics: Vec<(Option<String>, &str)> = match (records.topic.fixed(), &records.allowed) {
         (Some(topic), _) => vec![(Some(topic.to_owned()), "kafka.topic")],
@@ -86,7 +89,7 @@ fn topics(config: &Config) -> Vec<(Option<String>, &'static str)> {
         add(of_route.to_owned(), "route.topic");
     }
     if let Some(of_letters) = &config.dead_letters.topic {
-        add(of_letters.clone(), "kafka.dead_letter_topic");
+        add(of_letters.clone(), DEAD_LETTERS);
     }
     topics
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use super::finding::{Area, Finding};
-use super::kafka;
+use super::{kafka, mqtt, schema};
 use crate::buffer::probe::{self as buffer_probe, Owner};
 use crate::cli::exit;
 use crate::config::units::about_bytes;
 use crate::config::{Config, Redis};
 use crate::event::{Event, EventId, Payload, Stamp, Way};
-use crate::ingest::{mqtt, mqtt_probe, unix_probe};
+use crate::ingest::unix_probe;
 use crate::sink::redis;
 
 /// Everything that is configured; `say` hears each finding as soon as it is known.
@@ -18,8 +18,9 @@ pub(super) fn all(config: &Config, timeout: Duration, say: &mut impl FnMut(Findi
     say(unix(config));
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            say(runtime.block_on(mqtt(config.mqtt.as_ref(), timeout)));
+            runtime.block_on(mqtt::findings(config, timeout)).into_iter().for_each(&mut *say);
             kafka::findings(config, timeout, &mut *say);
+            runtime.block_on(schema::findings(config, timeout)).into_iter().for_each(&mut *say);
             say(runtime.block_on(redis(config.redis.as_ref(), timeout)));
         }
         Err(error) => {
@@ -93,19 +94,6 @@ fn unix(config: &Config) -> Finding {
             format!("{path}: left over from an agent that was killed, will be replaced"),
         ),
         Err(error) => Finding::fail(Area::Unix, exit::STORAGE, error.to_string()).about("unix.path"),
-    }
-}
-
-async fn mqtt(options: Option<&mqtt::Options>, timeout: Duration) -> Finding {
-    let Some(options) = options else {
-        return Finding::skip(Area::Mqtt, "off: mqtt.url is not set");
-    };
-    let (host, port) = (&options.host, options.port);
-    match mqtt_probe::probe(options, timeout).await {
-        Ok(version) => Finding::ok(Area::Mqtt, format!("{host}:{port}: lets us in, {version}")),
-        Err(error) => {
-            Finding::fail(Area::Mqtt, exit::TEMPORARY, format!("{host}:{port}: {error}")).about("mqtt.url")
-        }
     }
 }
 

@@ -4,7 +4,9 @@ use serde_json::Value;
 
 use crate::harness::agent::{Agent, fieldpost};
 
+mod mqtt;
 mod rights;
+mod schema;
 mod topic;
 
 /// What check says of an area, by level, and its exit code.
