@@ -179,7 +179,7 @@ impl Questions<'_> {
         match kafka_rights::may_produce(self.options, self.timeout) {
             Ok(()) => self.finding(
                 Finding::ok,
-                "may produce; to which topics, brokers tell with the first record (Kafka refuses the topic, says the log then)",
+                "may produce; whether to each of these topics the brokers tell with a record alone (the log says Kafka refuses the topic)",
             ),
             Err(refusal) => self.refused(&refusal),
         }

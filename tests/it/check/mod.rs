@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::agent::{Agent, fieldpost};
+use crate::harness::agent::Agent;
 
 mod mqtt;
 mod rights;
@@ -19,9 +19,7 @@ impl Report {
     /// Of the agent's configuration.
     #[track_caller]
     fn of(agent: &Agent) -> Self {
-        let mut command = fieldpost();
-        command.args(["check", "--json", "--timeout", "20s", "--config"]).arg(agent.config_file());
-        let output = command.output().unwrap();
+        let output = agent.command(&["check", "--json", "--timeout", "20s"]).output().unwrap();
         let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
         Self { findings: report["findings"].as_array().unwrap().clone(), code: output.status.code().unwrap() }
     }
