@@ -16,6 +16,7 @@ use crate::sink::kafka_probe::{self, ProbeError};
 use crate::sink::kafka_rights::{self, Refusal};
 use crate::sink::kafka_settings;
 use crate::sink::record;
+use crate::sink::record::templates::Template;
 use crate::system::Clock;
 
 /// Everything; `say` hears each finding as soon as it is known.
@@ -87,6 +88,9 @@ pub(super) fn topics(config: &Config) -> Vec<(Option<String>, &'static str)> {
     let of_routes = config.routes.all().iter().filter_map(|route| route.topic.as_deref());
     for of_route in of_routes.filter(|topic| !topic.contains('{')) {
         add(of_route.to_owned(), "route.topic");
+    }
+    if let Some(of_backlog) = records.backlog_topic.as_ref().and_then(Template::fixed) {
+        add(of_backlog.to_owned(), "kafka.backlog_topic");
     }
     if let Some(of_letters) = &config.dead_letters.topic {
         add(of_letters.clone(), DEAD_LETTERS);
@@ -283,5 +287,34 @@ impl Questions<'_> {
 
     fn finding(&self, level: fn(Area, String) -> Finding, message: &str) -> Finding {
         level(Area::Kafka, format!("{}: {message}", self.options.brokers))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_topic_that_is_named_is_looked_for_under_its_key() {
+        let variables = [
+            ("AGENT__ID", "a"),
+            ("KAFKA__BROKERS", "b"),
+            ("KAFKA__TOPIC", "events"),
+            ("KAFKA__ORDER", "live_first"),
+            ("KAFKA__BACKLOG_TOPIC", "late"),
+            ("KAFKA__DEAD_LETTER_TOPIC", "letters"),
+            ("LEDGER__TOPIC", "losses"),
+        ];
+        let environment = variables.map(|(name, value)| (format!("FIELDPOST_{name}"), value.to_owned()));
+        let config = Config::load(None, environment.into_iter()).unwrap().config;
+        let found: Vec<(String, &str)> =
+            topics(&config).into_iter().map(|(topic, key)| (topic.unwrap(), key)).collect();
+        let wanted = [
+            ("events", "kafka.topic"),
+            ("losses", "ledger.topic"),
+            ("late", "kafka.backlog_topic"),
+            ("letters", "kafka.dead_letter_topic"),
+        ];
+        assert_eq!(found, wanted.map(|(topic, key)| (topic.to_owned(), key)));
     }
 }
