@@ -1,15 +1,45 @@
-//! Asks an MQTT broker whether it would let the agent in.
+//! Asks an MQTT broker whether it would let the agent in, what it would grant, and what it tells of itself.
 //!
 //! Under a client id of its own and with a session that ends at once: a broker ends the older of two connections of
-//! one id, so a probe under the agent's id would throw a running agent out.
+//! one id, so a probe under the agent's id would throw a running agent out. The probe subscribes as the agent does, so that a
+//! copy of what is published in that moment comes to it and is thrown away; the agent gets its own all the same. Filters of
+//! shared subscriptions are left out, of which each publish goes to one subscriber only.
+
+mod session;
 
 use std::time::Duration;
 
-use rumqttc::{mqttbytes, v5};
 use thiserror::Error;
 use tokio::time::timeout_at;
 
-use super::mqtt::{Login, Options, Protocol};
+use super::mqtt::{Options, Protocol, Qos};
+use session::{Heard, Session, V4, V5};
+
+/// What the broker said.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Found {
+    /// Which MQTT it speaks.
+    pub version: &'static str,
+    /// Filters that it grants with less than `mqtt.qos`.
+    pub lowered: Vec<(String, Qos)>,
+    /// Filters that it refuses, with its reason.
+    pub refused: Vec<(String, String)>,
+    /// What it tells of itself; `None`: nothing.
+    pub broker: Option<Broker>,
+}
+
+/// What Mosquitto tells of itself, as of its last round of `$SYS` (`sys_interval`, 10 s by default).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Broker {
+    /// Product and version.
+    pub version: String,
+    /// Publishes that it dropped since its start, for a client's queue that was full among other things.
+    pub dropped: Option<u64>,
+    /// Sessions that it keeps for clients that are away.
+    pub away: Option<u64>,
+    /// Messages that it holds.
+    pub stored: Option<u64>,
+}
 
 /// Why the broker would not let the agent in. The message says what to look at.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -32,91 +62,100 @@ pub enum ProbeError {
     Refused(String),
 }
 
-/// Connects, hears whether the broker agrees, and says goodbye. Returns what it spoke.
+/// Connects, subscribes, hears what the broker grants and tells, and says goodbye.
 ///
 /// # Errors
 /// [`ProbeError`], as the input would meet it.
 ///
 /// Cancel safe: yes, dropping it closes the connection.
-pub async fn probe(options: &Options, timeout: Duration) -> Result<&'static str, ProbeError> {
+pub async fn probe(options: &Options, timeout: Duration) -> Result<Found, ProbeError> {
     let deadline = tokio::time::Instant::now() + timeout;
     // Up to 23 letters and digits are what every MQTT 3.1.1 broker must take.
     let client_id = format!("fpcheck{:012x}", fastrand::u64(..1 << 48));
     let answer = async {
         match options.protocol {
-            Protocol::V5 => Box::pin(probe_v5(options, client_id)).await.map(|()| "MQTT 5"),
-            Protocol::V4 => Box::pin(probe_v4(options, client_id)).await.map(|()| "MQTT 3.1.1"),
+            Protocol::V5 => Box::pin(converse(V5::open(options, client_id)?, options, "MQTT 5")).await,
+            Protocol::V4 => Box::pin(converse(V4::open(options, client_id)?, options, "MQTT 3.1.1")).await,
         }
     };
     timeout_at(deadline, answer).await.unwrap_or(Err(ProbeError::NoAnswer(timeout)))
 }
 
-async fn probe_v5(options: &Options, client_id: String) -> Result<(), ProbeError> {
-    use v5::mqttbytes::v5::{ConnectReturnCode, Packet};
-    let mut connect = v5::MqttOptions::new(client_id, options.host.clone(), options.port);
-    connect.set_clean_start(true).set_keep_alive(Duration::from_secs(5));
-    let access = options.access().map_err(|error| ProbeError::File(error.to_string()))?;
-    if let Some(Login { username, password }) = access.login {
-        connect.set_credentials(username, password.reveal());
-    }
-    if let Some(connector) = access.connector {
-        connect.set_transport(rumqttc::Transport::tls_with_config(connector.into()));
-    }
-    let (client, mut events) = v5::AsyncClient::new(connect, 1);
-    loop {
-        match Box::pin(events.poll()).await {
-            Ok(v5::Event::Incoming(Packet::ConnAck(_))) => break,
-            Ok(_) => {}
-            Err(v5::ConnectionError::ConnectionRefused(code)) => {
-                return Err(ProbeError::Refused(match code {
-                    ConnectReturnCode::BadUserNamePassword => WRONG_LOGIN.to_owned(),
-                    ConnectReturnCode::NotAuthorized => not_authorized(options),
-                    ConnectReturnCode::RefusedProtocolVersion
-                    | ConnectReturnCode::UnsupportedProtocolVersion => NO_V5.to_owned(),
-                    other => format!("{other:?}"),
-                }));
+const VERSION: &str = "$SYS/broker/version";
+const DROPPED: &str = "$SYS/broker/publish/messages/dropped";
+const AWAY: &str = "$SYS/broker/clients/disconnected";
+const STORED: &str = "$SYS/broker/store/messages/count";
+const UPTIME: &str = "$SYS/broker/uptime";
+
+/// Longest wait for `$SYS`, which brokers that have it answer at once.
+const TOLD_TIME: Duration = Duration::from_secs(2);
+
+async fn converse<S: Session>(
+    mut session: S,
+    options: &Options,
+    version: &'static str,
+) -> Result<Found, ProbeError> {
+    while !matches!(session.next().await?, Heard::Connected) {}
+    let mut found = Found { version, ..Found::default() };
+    let filters = options.topics.iter().map(|topic| topic.filter().to_owned());
+    let filters: Vec<String> = filters.filter(|filter| !filter.starts_with("$share/")).collect();
+    if !filters.is_empty() {
+        session.subscribe(filters.clone(), options.qos);
+        let granted = loop {
+            if let Heard::Granted(granted) = session.next().await? {
+                break granted;
             }
-            Err(error) => return Err(unreachable(options, &error)),
+        };
+        for (filter, granted) in filters.into_iter().zip(granted) {
+            match granted {
+                Ok(qos) if qos < options.qos => found.lowered.push((filter, qos)),
+                Ok(_) => {}
+                Err(reason) => found.refused.push((filter, reason)),
+            }
         }
     }
-    // The answer is known; whether the goodbye arrives changes nothing.
-    let _ = client.try_disconnect();
-    let _ = Box::pin(events.poll()).await;
-    Ok(())
+    // Some brokers end the connection of a client that asks for what it may not see, or say nothing.
+    if let Ok(Ok(told)) = tokio::time::timeout(TOLD_TIME, told(&mut session)).await {
+        found.broker = told;
+        // The answer is known; whether the goodbye arrives changes nothing.
+        session.disconnect();
+        let _ = session.next().await;
+    }
+    Ok(found)
 }
 
-async fn probe_v4(options: &Options, client_id: String) -> Result<(), ProbeError> {
-    use mqttbytes::v4::{ConnectReturnCode, Packet};
-    let mut connect = rumqttc::MqttOptions::new(client_id, options.host.clone(), options.port);
-    connect.set_clean_session(true).set_keep_alive(Duration::from_secs(5));
-    let access = options.access().map_err(|error| ProbeError::File(error.to_string()))?;
-    if let Some(Login { username, password }) = access.login {
-        connect.set_credentials(username, password.reveal());
-    }
-    if let Some(connector) = access.connector {
-        connect.set_transport(rumqttc::Transport::tls_with_config(connector.into()));
-    }
-    let (client, mut events) = rumqttc::AsyncClient::new(connect, 1);
-    loop {
-        match Box::pin(events.poll()).await {
-            Ok(rumqttc::Event::Incoming(Packet::ConnAck(_))) => break,
-            Ok(_) => {}
-            Err(rumqttc::ConnectionError::ConnectionRefused(code)) => {
-                return Err(ProbeError::Refused(match code {
-                    ConnectReturnCode::BadUserNamePassword => WRONG_LOGIN.to_owned(),
-                    ConnectReturnCode::NotAuthorized => not_authorized(options),
-                    ConnectReturnCode::RefusedProtocolVersion => {
-                        "it does not speak MQTT 3.1.1; set mqtt.protocol = 5".to_owned()
-                    }
-                    other => format!("{other:?}"),
-                }));
+/// What the broker keeps under `$SYS` for whoever subscribes.
+async fn told(session: &mut impl Session) -> Result<Option<Broker>, ProbeError> {
+    session.subscribe([VERSION, DROPPED, AWAY, STORED].map(str::to_owned).into(), Qos::AtMostOnce);
+    // Order: Mosquitto answers in turn, so what it keeps under the first has come when it grants the second.
+    session.subscribe(vec![UPTIME.to_owned()], Qos::AtMostOnce);
+    let mut broker = Broker::default();
+    let mut granted = 0;
+    while granted < 2 {
+        match session.next().await? {
+            Heard::Granted(_) => granted += 1,
+            Heard::Publish(topic, payload) => {
+                let text = String::from_utf8_lossy(&payload);
+                let number = || text.trim().parse().ok();
+                match topic.as_slice() {
+                    topic if topic == VERSION.as_bytes() => broker.version = shown(&text),
+                    topic if topic == DROPPED.as_bytes() => broker.dropped = number(),
+                    topic if topic == AWAY.as_bytes() => broker.away = number(),
+                    topic if topic == STORED.as_bytes() => broker.stored = number(),
+                    _ => {}
+                }
             }
-            Err(error) => return Err(unreachable(options, &error)),
+            Heard::Connected | Heard::Other => {}
         }
     }
-    let _ = client.try_disconnect();
-    let _ = Box::pin(events.poll()).await;
-    Ok(())
+    Ok(Some(broker).filter(|broker| !broker.version.is_empty()))
+}
+
+/// Longest product name with version in characters.
+const VERSION_CHARS_MAX: usize = 60;
+
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(VERSION_CHARS_MAX).collect()
 }
 
 const WRONG_LOGIN: &str = "wrong user name or password; see mqtt.username and mqtt.password_file";
@@ -156,7 +195,6 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::ingest::mqtt::Qos;
     use crate::secret::{Password, Secret};
 
     fn options(port: u16, protocol: Protocol) -> Options {
@@ -182,7 +220,7 @@ mod tests {
         protocol: Protocol,
         login: bool,
         answer: &'static [u8],
-    ) -> (Result<&'static str, ProbeError>, Vec<u8>) {
+    ) -> (Result<Found, ProbeError>, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut options = options(listener.local_addr().unwrap().port(), protocol);
         if login {
@@ -195,6 +233,7 @@ mod tests {
             let bytes = peer.read(&mut sent).await.unwrap();
             sent.truncate(bytes);
             peer.write_all(answer).await.unwrap();
+            peer.shutdown().await.unwrap();
             let _ = peer.read_to_end(&mut sent).await;
             sent
         };
@@ -217,7 +256,8 @@ mod tests {
             (Protocol::V4, true, &[0x20, 2, 0, 4], Err(wrong_login)),
         ] {
             let (answered, sent) = ask(protocol, login, answer).await;
-            assert_eq!(answered.map_err(|error| error.to_string()), wanted.map_err(str::to_owned));
+            let answered = answered.map(|found| found.version).map_err(|error| error.to_string());
+            assert_eq!(answered, wanted.map_err(str::to_owned));
             let sent = String::from_utf8_lossy(&sent);
             assert!(sent.contains("fpcheck") && !sent.contains("the-live-session"), "{sent:?}");
             assert_eq!(sent.contains("hush"), login);

@@ -41,6 +41,14 @@ pub fn settings(options: &Options, topic: &str, timeout: Duration) -> Option<Set
     answer?.into_iter().next()?.ok().map(|resource| of(&resource))
 }
 
+/// Most bytes that the agent's producer puts into a batch before it compresses it; a larger record is one of its own.
+/// `None`: the configuration is of no use.
+pub fn batch_bytes(options: &Options) -> Option<u64> {
+    let config = client_config(options).ok()?;
+    let number = |name| config.get(name)?.parse::<u64>().ok();
+    Some(number("batch.size")?.min(number("message.max.bytes")?))
+}
+
 fn of(resource: &ConfigResource) -> Settings {
     let text = |name| resource.get(name).and_then(|entry| entry.value.as_deref());
     // -1 and the largest number both mean that there is no limit.

@@ -147,3 +147,24 @@ fn the_clock_jumps_back_while_kafka_is_away() {
     assert_eq!(agent.stop().code(), Some(0));
     assert_eq!(agent.lost("invalid").0, 2 * rounds as u64);
 }
+
+#[test]
+fn check_compares_this_machines_clock_with_the_brokers() {
+    let topic = topic(&Shared::get().kafka);
+    let clock = Clock::new();
+    let agent = Agent::prepare(|config| {
+        config.shared_kafka(&topic).set("kafka.delivery", "exactly_once");
+        clock.install(config);
+    });
+    const HOUR: i64 = 3600;
+    for (offset, wanted) in [
+        (-2 * HOUR, "the brokers' clock is 1 h 59 min ahead of this machine's clock: records look older"),
+        (2 * HOUR, "the brokers' clock is 2 h 0 min behind this machine's clock: records look newer"),
+        (NOW, "the brokers' clock and this machine's agree within 10 s"),
+    ] {
+        clock.set(offset);
+        let output = agent.command(&["check", "--timeout", "20s"]).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains(wanted) && output.status.success(), "{wanted:?} is missing in {said}");
+    }
+}

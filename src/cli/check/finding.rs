@@ -26,6 +26,7 @@ pub(super) enum Area {
     Unix,
     Mqtt,
     Kafka,
+    Schema,
     Redis,
 }
 
@@ -37,6 +38,7 @@ impl Area {
             Self::Unix => "unix",
             Self::Mqtt => "mqtt",
             Self::Kafka => "kafka",
+            Self::Schema => "schema",
             Self::Redis => "redis",
         }
     }

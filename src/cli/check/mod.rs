@@ -1,11 +1,14 @@
 //! `fieldpost check`: is the configuration right, can the buffer be used, do the services answer?
 //!
-//! Safe beside a running agent: nothing is taken over, nothing stays behind, nothing is published. With `--publish` or
-//! `--event` it shows instead what would become of one event.
+//! Safe beside a running agent: nothing is taken over, nothing is published, and nothing stays behind that a consumer sees.
+//! With `--publish` or `--event` it shows instead what would become of one event.
 
 mod finding;
+mod kafka;
+mod mqtt;
 mod probes;
 mod publish;
+mod schema;
 mod topic;
 
 use std::path::PathBuf;

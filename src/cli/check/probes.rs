@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use super::finding::{Area, Finding, Level};
+use super::finding::{Area, Finding};
+use super::{kafka, mqtt, schema};
 use crate::buffer::probe::{self as buffer_probe, Owner};
 use crate::cli::exit;
 use crate::config::units::about_bytes;
 use crate::config::{Config, Redis};
-use crate::event::{Event, EventId, LOSS_TYPE, OWN_SOURCE_TYPE, Payload, Stamp, Way};
-use crate::ingest::{mqtt, mqtt_probe, unix_probe};
-use crate::sink::record::Timestamp;
-use crate::sink::{kafka, kafka_probe, kafka_settings, redis};
+use crate::event::{Event, EventId, Payload, Stamp, Way};
+use crate::ingest::unix_probe;
+use crate::sink::redis;
 
 /// Everything that is configured; `say` hears each finding as soon as it is known.
 pub(super) fn all(config: &Config, timeout: Duration, say: &mut impl FnMut(Finding)) {
@@ -18,8 +18,9 @@ pub(super) fn all(config: &Config, timeout: Duration, say: &mut impl FnMut(Findi
     say(unix(config));
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            say(runtime.block_on(mqtt(config.mqtt.as_ref(), timeout)));
-            kafka(config, timeout).into_iter().for_each(&mut *say);
+            runtime.block_on(mqtt::findings(config, timeout)).into_iter().for_each(&mut *say);
+            kafka::findings(config, timeout, &mut *say);
+            runtime.block_on(schema::findings(config, timeout)).into_iter().for_each(&mut *say);
             say(runtime.block_on(redis(config.redis.as_ref(), timeout)));
         }
         Err(error) => {
@@ -96,121 +97,6 @@ fn unix(config: &Config) -> Finding {
     }
 }
 
-async fn mqtt(options: Option<&mqtt::Options>, timeout: Duration) -> Finding {
-    let Some(options) = options else {
-        return Finding::skip(Area::Mqtt, "off: mqtt.url is not set");
-    };
-    let (host, port) = (&options.host, options.port);
-    match mqtt_probe::probe(options, timeout).await {
-        Ok(version) => Finding::ok(Area::Mqtt, format!("{host}:{port}: lets us in, {version}")),
-        Err(error) => {
-            Finding::fail(Area::Mqtt, exit::TEMPORARY, format!("{host}:{port}: {error}")).about("mqtt.url")
-        }
-    }
-}
-
-fn kafka(config: &Config, timeout: Duration) -> Vec<Finding> {
-    let Some(options) = &config.kafka else {
-        return vec![Finding::skip(Area::Kafka, "kafka.brokers is not set")];
-    };
-    let records = &config.records;
-    let loss =
-        Event { kind: LOSS_TYPE, source_type: OWN_SOURCE_TYPE, source_id: &config.agent.id, ..EXAMPLE_EVENT };
-    let of_losses_topic;
-    let mut topics: Vec<(Option<&str>, &str)> = match (records.topic.fixed(), &records.allowed) {
-        (Some(topic), _) => vec![(Some(topic), "kafka.topic")],
-        (None, None) => vec![(None, "kafka.topic")],
-        (None, Some(allowed)) => {
-            let key = |topic| {
-                if topic == allowed.fallback() { "kafka.fallback_topic" } else { "kafka.topics_allowed" }
-            };
-            allowed.all().map(|topic| (Some(topic), key(topic))).collect()
-        }
-    };
-    // The agent's own events may have a topic of their own, and hold the line like any other when it is not there.
-    if let Some(of_losses) = records.loss_topic.as_ref().filter(|_| config.ledger.announce)
-        && let topic = of_losses.topic_of(&loss)
-        && topics.iter().all(|(known, _)| *known != Some(topic.as_str()))
-    {
-        of_losses_topic = topic;
-        topics.push((Some(&of_losses_topic), "ledger.topic"));
-    }
-    let of_routes = config.routes.all().iter().filter_map(|route| route.topic.as_deref());
-    for of_route in of_routes.filter(|topic| !topic.contains('{')) {
-        if topics.iter().all(|(known, _)| *known != Some(of_route)) {
-            topics.push((Some(of_route), "route.topic"));
-        }
-    }
-    let mut findings = Vec::new();
-    for (name, key) in topics {
-        findings.extend(topic(options, name, key, records.timestamp, timeout));
-        if findings.iter().any(|finding| !matches!(finding.level, Level::Ok | Level::Warn)) {
-            break;
-        }
-    }
-    findings
-}
-
-/// Asks for a topic, which `key` names.
-fn topic(
-    options: &kafka::Options,
-    name: Option<&str>,
-    key: &str,
-    timestamp: Timestamp,
-    timeout: Duration,
-) -> Vec<Finding> {
-    let (brokers, topic) = (&options.brokers, name.unwrap_or_default());
-    let found = match kafka_probe::probe(options, name, timeout) {
-        Ok(found) => found,
-        // Said already where the configuration was looked at.
-        Err(kafka_probe::ProbeError::Property(_) | kafka_probe::ProbeError::File(_)) => {
-            return vec![Finding::skip(Area::Kafka, "not asked: its configuration is of no use")];
-        }
-        Err(error) => {
-            let key = match error {
-                kafka_probe::ProbeError::Topic { .. } => key,
-                _ => "kafka.brokers",
-            };
-            return vec![
-                Finding::fail(Area::Kafka, exit::TEMPORARY, format!("{brokers}: {error}")).about(key),
-            ];
-        }
-    };
-    match found.topic {
-        kafka_probe::Topic::PerEvent => {
-            let message = format!("{brokers}: answers; the topic depends on the event and was not looked up");
-            vec![Finding::ok(Area::Kafka, message)]
-        }
-        kafka_probe::Topic::Missing => {
-            let message = format!(
-                "{brokers}: answers, but topic {topic} does not exist; create it, unless the brokers do so with the \
-                 first record (auto.create.topics.enable)"
-            );
-            vec![Finding::warn(Area::Kafka, message).about(key)]
-        }
-        kafka_probe::Topic::Exists { partitions, leaderless, replicas } => {
-            let plural = if partitions == 1 { "" } else { "s" };
-            let message = format!("{brokers}: topic {topic}, {partitions} partition{plural}");
-            let mut findings = vec![Finding::ok(Area::Kafka, message)];
-            if leaderless > 0 {
-                let message = format!(
-                    "{brokers}: topic {topic}: {leaderless} of {partitions} partition{plural} without a leader take no \
-                     records until their brokers are back"
-                );
-                findings.push(Finding::warn(Area::Kafka, message).about(key));
-            }
-            match kafka_settings::settings(options, topic, timeout) {
-                Some(settings) => findings.extend(super::topic::findings(options, topic, timestamp, &settings, replicas)),
-                None => findings.push(Finding::skip(
-                    Area::Kafka,
-                    format!("{brokers}: topic {topic}: its settings are not told; DESCRIBE_CONFIGS would let check compare them"),
-                )),
-            }
-            findings
-        }
-    }
-}
-
 async fn redis(redis: Option<&Redis>, timeout: Duration) -> Finding {
     let Some(Redis { options, channel, .. }) = redis else {
         return Finding::skip(Area::Redis, "off: redis.url is not set");
@@ -228,7 +114,7 @@ async fn redis(redis: Option<&Redis>, timeout: Duration) -> Finding {
 }
 
 /// Stands for any event where a permission depends on a name.
-const EXAMPLE_EVENT: Event<'static> = Event {
+pub(super) const EXAMPLE_EVENT: Event<'static> = Event {
     id: EventId::Given("check"),
     kind: "check",
     source_type: "check",

@@ -314,7 +314,8 @@ impl Formatter {
     }
 }
 
-fn event_ms(event: &Event<'_>) -> i64 {
+/// The time of its record by [`Timestamp::Event`], in milliseconds since 1970.
+pub fn event_ms(event: &Event<'_>) -> i64 {
     // The text was parsed at admission; what an older format let through falls back to the time of admission.
     let parsed = event.timestamp.and_then(|text| text.parse::<jiff::Timestamp>().ok());
     parsed.map_or(event.received.wall_us / 1000, jiff::Timestamp::as_millisecond)

@@ -1,5 +1,5 @@
-//! Two requests of the Schema Registry's HTTP interface: is this schema there, and put it there. The only file that names
-//! hyper.
+//! Three requests of the Schema Registry's HTTP interface: is this schema there, put it there, would it fit. The only file
+//! that names hyper.
 
 use std::future::Future;
 use std::pin::pin;
@@ -13,11 +13,12 @@ use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_native_tls::native_tls::{self, Certificate};
 
-use super::{Options, RegistryError};
+use super::{Options, RegistryError, Standing};
 use crate::secret::{Password, Secret};
 use crate::sink::record::schema::AVRO;
 
@@ -35,6 +36,11 @@ struct Found {
 }
 
 #[derive(Deserialize)]
+struct Compatibility {
+    is_compatible: bool,
+}
+
+#[derive(Deserialize)]
 struct Refusal {
     message: String,
 }
@@ -44,19 +50,47 @@ struct Refusal {
 /// Cancel safe: yes; the registry may have taken the schema all the same.
 pub(super) async fn schema_id(options: &Options, subject: &str) -> Result<u32, RegistryError> {
     let asked = async {
-        match post(options, &format!("/subjects/{subject}")).await {
+        let found: Found = match post(options, &format!("/subjects/{subject}")).await {
             // Neither the subject nor this schema in it.
             Err(RegistryError::Refused { status: 404, .. }) => {
                 post(options, &format!("/subjects/{subject}/versions")).await
             }
             answer => answer,
+        }?;
+        Ok(found.id)
+    };
+    within(options, asked).await
+}
+
+/// Whether the envelope's schema is under `subject`, or would be taken there. Changes nothing.
+///
+/// Cancel safe: yes.
+pub(super) async fn standing(options: &Options, subject: &str) -> Result<Standing, RegistryError> {
+    let asked = async {
+        match post(options, &format!("/subjects/{subject}")).await {
+            Ok(Found { id }) => return Ok(Standing::Registered(id)),
+            Err(RegistryError::Refused { status: 404, .. }) => {}
+            Err(error) => return Err(error),
+        }
+        match post(options, &format!("/compatibility/subjects/{subject}/versions/latest")).await {
+            Ok(Compatibility { is_compatible: false }) => Ok(Standing::Clashing),
+            // There is nothing yet that it could clash with.
+            Ok(_) | Err(RegistryError::Refused { status: 404, .. }) => Ok(Standing::Unregistered),
+            Err(error) => Err(error),
         }
     };
+    within(options, asked).await
+}
+
+async fn within<T>(
+    options: &Options,
+    asked: impl Future<Output = Result<T, RegistryError>>,
+) -> Result<T, RegistryError> {
     let none = |_| Err(RegistryError::NoAnswer(options.timeout));
     tokio::time::timeout(options.timeout, asked).await.unwrap_or_else(none)
 }
 
-async fn post(options: &Options, path: &str) -> Result<u32, RegistryError> {
+async fn post<T: DeserializeOwned>(options: &Options, path: &str) -> Result<T, RegistryError> {
     let tcp = TcpStream::connect((options.host.as_str(), options.port)).await.map_err(link)?;
     if !options.tls {
         return post_on(tcp, options, path).await;
@@ -77,11 +111,11 @@ async fn connector(options: &Options) -> Result<tokio_native_tls::TlsConnector, 
     builder.build().map(Into::into).map_err(tls)
 }
 
-async fn post_on(
+async fn post_on<T: DeserializeOwned>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     options: &Options,
     path: &str,
-) -> Result<u32, RegistryError> {
+) -> Result<T, RegistryError> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(link)?;
     let request = request(options, path)?;
     let answer = async {
@@ -121,12 +155,11 @@ fn request(options: &Options, path: &str) -> Result<Request<Full<Bytes>>, Regist
     request.body(Full::from(body)).map_err(link)
 }
 
-fn understood(status: StatusCode, body: &[u8]) -> Result<u32, RegistryError> {
+fn understood<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<T, RegistryError> {
     let refused = |message: String| RegistryError::Refused { status: status.as_u16(), message };
     if status.is_success() {
         return serde_json::from_slice(body)
-            .map(|Found { id }| id)
-            .map_err(|error| refused(format!("no id of a schema ({error})")));
+            .map_err(|error| refused(format!("not what a schema registry answers ({error})")));
     }
     let message = match serde_json::from_slice(body) {
         Ok(Refusal { message }) => message,

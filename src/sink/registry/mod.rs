@@ -234,6 +234,28 @@ impl Registry {
     }
 }
 
-fn subject(topic: &str) -> String {
+/// How the envelope's schema stands with the subject of a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is there, with this id.
+    Registered(u32),
+    /// It is not there, and the registry would take it.
+    Unregistered,
+    /// Another schema is there that it does not fit.
+    Clashing,
+}
+
+/// Asks how the envelope's schema stands with the subject of `topic`; changes nothing there.
+///
+/// # Errors
+/// [`RegistryError`], as the stage would meet it.
+///
+/// Cancel safe: yes.
+pub async fn standing(options: &Options, topic: &str) -> Result<Standing, RegistryError> {
+    client::standing(options, &subject(topic)).await
+}
+
+/// Under what a topic's schema is registered.
+pub fn subject(topic: &str) -> String {
     format!("{topic}-value")
 }

@@ -131,7 +131,7 @@ async fn what_is_no_id_is_explained() {
         let server = Canned::start(&[(200, body)]).await;
         let options = options(server.address.port(), folder.path());
         let error = client::schema_id(&options, "t-value").await.unwrap_err().to_string();
-        assert!(error.starts_with("it answers 200: no id of a schema ("), "{error}");
+        assert!(error.starts_with("it answers 200: not what a schema registry answers ("), "{error}");
     }
 }
 

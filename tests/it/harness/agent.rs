@@ -279,6 +279,14 @@ impl Agent {
         });
     }
 
+    /// Another command of the binary with this agent's configuration file and environment.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = fieldpost();
+        command.args(words).arg("--config").arg(self.config_file());
+        command.envs(self.config.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
     /// SIGKILL, as a crash; returns when the process is gone.
     #[track_caller]
     pub(crate) fn kill9(&mut self) {

@@ -167,6 +167,14 @@ pub(crate) fn read_all(brokers: &str, topic: &str) -> Vec<Record> {
     records
 }
 
+/// Writes a record of that time, in milliseconds since 1970, to a partition of `topic`.
+pub(crate) fn put_at(brokers: &str, topic: &str, partition: i32, time_ms: i64) {
+    let producer: BaseProducer = client(brokers).create().expect("a producer");
+    let record = BaseRecord::<[u8], [u8]>::to(topic).partition(partition).timestamp(time_ms).payload(b"{}");
+    producer.send(record).map_err(|(error, _)| error).expect("there is room");
+    producer.flush(scaled(USUAL)).expect("the broker takes it");
+}
+
 /// Writes `records` to `topic` as they are: partition, key, headers, value.
 pub(crate) fn copy(brokers: &str, topic: &str, records: &[Record]) {
     let producer: BaseProducer =

@@ -50,6 +50,8 @@ pub(crate) enum Service {
     Kafka,
     Redis,
     Mosquitto,
+    /// A schema registry, Apicurio.
+    Registry,
 }
 
 impl Service {
@@ -58,6 +60,7 @@ impl Service {
             Self::Kafka => "kafka",
             Self::Redis => "redis",
             Self::Mosquitto => "mosquitto",
+            Self::Registry => "registry",
         }
     }
 
@@ -66,6 +69,7 @@ impl Service {
             Self::Kafka => "FIELDPOST_TEST_KAFKA",
             Self::Redis => "FIELDPOST_TEST_REDIS",
             Self::Mosquitto => "FIELDPOST_TEST_MQTT",
+            Self::Registry => "FIELDPOST_TEST_REGISTRY",
         }
     }
 }
@@ -120,6 +124,12 @@ impl Private {
     #[track_caller]
     pub(crate) fn kafka() -> Self {
         Self::launch(Service::Kafka, "", &[])
+    }
+
+    /// Forgets what it held when it is killed.
+    #[track_caller]
+    pub(crate) fn registry() -> Self {
+        Self::launch(Service::Registry, "", &[])
     }
 
     #[track_caller]
