@@ -29,6 +29,7 @@ mod identity;
 mod lanes;
 pub mod ledger;
 pub mod probe;
+mod ranges;
 mod reserve;
 mod run;
 pub mod scan;

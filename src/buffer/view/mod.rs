@@ -4,7 +4,6 @@
 //! agent does meanwhile shows as files that grow, move on and vanish: a generation that is gone was delivered, and in
 //! the newest one a block may be on its way from one place to another, so that only a second look tells what is missing.
 
-mod ranges;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -22,6 +21,7 @@ use super::generations::{Age, Index};
 use super::identity::{self, HighWater, LogName};
 use super::ledger::{self, Entries, RANGES_MAX};
 use super::probe::{self, Owner};
+use super::ranges;
 use super::sled::{BLOCKS, folder_name};
 use crate::event::{Seq, Stamp};
 

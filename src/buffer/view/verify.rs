@@ -2,9 +2,10 @@
 
 use std::io;
 
-use super::{Folder, View, ViewError, folders, ranges, walk};
+use super::{Folder, View, ViewError, folders, walk};
 use crate::buffer::block::Kind;
 use crate::buffer::ledger::Reason;
+use crate::buffer::ranges;
 use crate::buffer::run::Run;
 use crate::event::Seq;
 

@@ -2,9 +2,10 @@
 
 use std::io;
 
-use super::{Folder, View, ViewError, folders, ranges};
+use super::{Folder, View, ViewError, folders};
 use crate::buffer::block::Kind;
 use crate::buffer::generations::{Index, Reading};
+use crate::buffer::ranges;
 use crate::buffer::run::Run;
 use crate::buffer::store::Listed;
 use crate::event::Seq;
