@@ -60,7 +60,7 @@ impl Lanes {
     }
 
     /// Takes out of `ahead` what is up to `cursor`.
-    fn forget(&mut self, cursor: Seq) {
+    pub(super) fn forget(&mut self, cursor: Seq) {
         self.ahead.retain(|&(_, last)| last > cursor);
         if let Some((first, _)) = self.ahead.first_mut() {
             *first = cursor.next().max(*first);

@@ -56,6 +56,51 @@ impl<H: Shelf> Generations<H> {
         Ok(true)
     }
 
+    /// Gives back the space of what was delivered ahead of the cursor: writes a generation again without it, the oldest
+    /// in which it is worth it, and seals the newest if it is that one. Nothing is lost and nothing counted. Whether
+    /// there was one.
+    ///
+    /// # Errors
+    /// As [`Self::evict`].
+    pub(in crate::buffer) fn free_delivered(&mut self) -> Result<bool, StoreError> {
+        if self.unsynced_bytes > 0 || self.ahead().is_empty() {
+            return Ok(false);
+        }
+        for number in 0..self.row.len() {
+            let end = self.end_of(number);
+            let Some(sealed) = self.row.get(number).filter(|sealed| !sealed.listed.is_aside) else {
+                continue;
+            };
+            let (first, seen) = (sealed.listed.first, sealed.delivered);
+            let is_empty = sealed.note.as_ref().is_some_and(|note| note.bytes() == 0);
+            let (delivered, all) = self.delivered(first, end);
+            if is_empty
+                || delivered == seen
+                || (delivered < all && delivered.saturating_sub(seen) * SHARE_MIN < all)
+            {
+                continue;
+            }
+            let before = self.disk_bytes();
+            self.rewrite(number, number + 1, None, |_| false)?;
+            let written = self.row.partition_point(|sealed| sealed.listed.first <= first).saturating_sub(1);
+            if let Some(first) = self.row.get(written).map(|sealed| sealed.listed.first) {
+                let (delivered, _) = self.delivered(first, self.end_of(written));
+                self.row.iter_mut().skip(written).take(1).for_each(|sealed| sealed.delivered = delivered);
+            }
+            if self.disk_bytes() < before {
+                return Ok(true);
+            }
+        }
+        let Some(newest) = self.newest.as_ref() else { return Ok(false) };
+        let is_small = newest.live_bytes < self.generation_bytes / 4;
+        let (delivered, all) = self.delivered(newest.first, self.durable);
+        if is_small || delivered * 2 < all {
+            return Ok(false);
+        }
+        self.add_generation()?;
+        Ok(true)
+    }
+
     /// Writes the oldest sealed generation again whose file is much larger than what is in it: the store leaves space
     /// between its blocks, which matters only when there is no room. Whether there was one.
     ///
@@ -172,7 +217,10 @@ impl<H: Shelf> Generations<H> {
         self.store_ledger();
         self.row.drain(from..to);
         let listed = Listed { first, is_aside: false };
-        self.row.insert(from, Sealed { listed, disk_bytes: 0, note: Some(plan.kept), newest: None });
+        self.row.insert(
+            from,
+            Sealed { listed, disk_bytes: 0, note: Some(plan.kept), newest: None, delivered: 0 },
+        );
         self.finish_replacement()?;
         self.given_up += events;
         if let Some((reason, suppressed)) =

@@ -104,6 +104,18 @@ impl<H: Shelf> Generations<H> {
         ranges::minus((first.max(self.cursor_durable.next()), last), &mut self.ahead().to_vec())
     }
 
+    /// How many positions of `first..=last` behind the cursor were delivered, and of how many.
+    pub(super) fn delivered(&self, first: Seq, last: Seq) -> (u64, u64) {
+        let all = ranges::count(&[(first.max(self.cursor_durable.next()), last)]);
+        (all - ranges::count(&self.waiting(first, last)), all)
+    }
+
+    /// How many positions in front of the live lane were not delivered.
+    pub(super) fn backlog(&self) -> u64 {
+        let end = self.live_from().map_or(Seq(0), |live_from| live_from.before().min(self.durable));
+        ranges::count(&self.waiting(Seq(0), end))
+    }
+
     /// Counts what of `first..=last` was an event, not delivered and not counted before: every loss of events that
     /// have a position comes through here. Answers how many that were.
     pub(super) fn count_lost(&mut self, reason: Reason, first: Seq, last: Seq) -> u64 {

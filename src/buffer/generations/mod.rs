@@ -125,6 +125,8 @@ struct Sealed {
     note: Option<Note>,
     /// Received by then: the newest event in it, once somebody asked.
     newest: Option<(Origin, crate::event::Stamp)>,
+    /// How many events ahead of the cursor it had when their space was last given back.
+    delivered: u64,
 }
 
 /// The generation that takes appends.
@@ -155,6 +157,17 @@ pub struct Figures {
     pub is_writable: bool,
     /// Bytes handed to the store in this run: blocks, cursors and replacements.
     pub stored_bytes: u64,
+    /// Events behind the cursor that were delivered ahead of it.
+    pub ahead: u64,
+    /// Of those that wait, the ones in front of the live lane; 0 while there is one lane.
+    pub backlog: u64,
+}
+
+impl Figures {
+    /// Events that are to be delivered; those that were lost and not passed yet included.
+    pub fn waiting(&self) -> u64 {
+        (self.durable.0 - self.cursor.0).saturating_sub(self.ahead)
+    }
 }
 
 /// The queue.
@@ -261,6 +274,8 @@ impl<H: Shelf> Generations<H> {
             lost: lost.map(|(_, entry)| entry.events).sum(),
             is_writable: self.newest.is_some(),
             stored_bytes: self.stored_bytes,
+            ahead: self.delivered(Seq(0), self.durable).0,
+            backlog: self.backlog(),
         }
     }
 
@@ -364,7 +379,7 @@ impl<H: Shelf> Generations<H> {
         let listed = Listed { first, is_aside: false };
         note.write(&self.shelf, first);
         let disk_bytes = self.shelf.disk_bytes(listed);
-        self.row.push_back(Sealed { listed, disk_bytes, note: Some(note), newest: None });
+        self.row.push_back(Sealed { listed, disk_bytes, note: Some(note), newest: None, delivered: 0 });
     }
 
     /// A write failed, or the newest generation cannot be read: it is only read from now on. What was put since the

@@ -31,7 +31,7 @@ impl<H: Shelf> Generations<H> {
         for listed in found {
             let disk_bytes = self.shelf.disk_bytes(listed);
             let note = if listed.is_aside { None } else { Note::read(&self.shelf, listed.first) };
-            self.row.push_back(Sealed { listed, disk_bytes, note, newest: None });
+            self.row.push_back(Sealed { listed, disk_bytes, note, newest: None, delivered: 0 });
         }
         let marks = self.high_water.marks();
         let had_identity = self.identity.ceiling() > Seq(0);
