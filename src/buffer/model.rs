@@ -487,6 +487,12 @@ impl<'a, M: Medium> Model<'a, M> {
         if self.generations().seal_evictable(priority).is_err() {
             return self.reopen();
         }
+        // What was delivered goes first, and nothing else with it.
+        self.has_failed |= self.generations().free_delivered().is_err();
+        if !self.generations().is_writable() {
+            return self.reopen();
+        }
+        self.check()?;
         let evicted = self.generations().evict(priority);
         let entry = self.generations().ledger().get(&Reason::Evicted).cloned().unwrap_or_default();
         let positions = entry.ranges.iter().map(|(first, last)| last.0 + 1 - first.0).sum::<u64>();
