@@ -44,6 +44,7 @@ impl<H: Shelf> Generations<H> {
         let set = self.lanes.set(lanes, self.cursor_durable);
         set.map_err(|e| StoreError::io("LANES cannot be written", &e))?;
         if !was_split {
+            // What the live lane of an earlier split has read may be backlog now.
             self.handed = Handed::all(self.handed.furthest());
         }
         Ok(())
