@@ -261,6 +261,8 @@ impl<H: Shelf> Writer<H> {
                 let mut shown = self.published.lanes.lock().unwrap_or_else(PoisonError::into_inner);
                 shown.clone_from(&self.generations.lanes().cloned());
                 drop(shown);
+                // Order: whoever is answered may look at the figures.
+                self.publish();
                 // What was delivered gives its space back to whoever asks next.
                 self.had_room |= set.is_ok() && self.waiting.is_empty();
                 let _ = reply.send(set.map_err(|e| ReadError::Storage(e.to_string())));
