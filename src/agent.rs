@@ -176,7 +176,7 @@ impl Agent {
             dir = %config.buffer.dir.display(),
             log = %buffer.log().id,
             epoch = buffer.log().epoch,
-            events = figures.durable.0 - figures.cursor.0,
+            events = figures.waiting(),
             bytes = figures.disk_bytes,
             "buffer open"
         );
@@ -475,7 +475,8 @@ fn failure(ended: Result<(&'static str, Result<(), AgentError>), JoinError>) -> 
 /// What goes in, what waits, what went out, in one line.
 fn status_line(stats: &Stats, buffer: &Buffer, device: &DeviceWrites) -> String {
     let figures = buffer.figures();
-    let waiting = figures.durable.0 - figures.cursor.0;
+    let waiting = figures.waiting();
+    let backlog = if figures.backlog > 0 { format!(" ({} backlog)", figures.backlog) } else { String::new() };
     let oldest_s = match stats.oldest_boot_us.get() {
         0 => 0,
         taken_us => Clock::default().now().boot_us.saturating_sub(taken_us) / 1_000_000,
@@ -484,7 +485,7 @@ fn status_line(stats: &Stats, buffer: &Buffer, device: &DeviceWrites) -> String 
     let lost = stats.kafka_lost.unsettled() + figures.lost;
     let refused = stats.refused.get() + stats.invalid.get() + stats.too_large.get();
     let mut line = format!(
-        "in {} (mqtt {}, unix {}), refused {refused}, buffered {waiting} events in {} KiB, oldest {oldest_s} s, out {}, lost {lost}",
+        "in {} (mqtt {}, unix {}), refused {refused}, buffered {waiting} events{backlog} in {} KiB, oldest {oldest_s} s, out {}, lost {lost}",
         stats.mqtt_in.get() + stats.unix_in.get(),
         stats.mqtt_in.get(),
         stats.unix_in.get(),

@@ -60,7 +60,7 @@ impl Lanes {
     }
 
     /// Takes out of `ahead` what is up to `cursor`.
-    fn forget(&mut self, cursor: Seq) {
+    pub(super) fn forget(&mut self, cursor: Seq) {
         self.ahead.retain(|&(_, last)| last > cursor);
         if let Some((first, _)) = self.ahead.first_mut() {
             *first = cursor.next().max(*first);
@@ -123,6 +123,7 @@ pub(super) struct LanesFile {
     /// The one that does not hold what counts.
     slot: u64,
     is_made: bool,
+    is_damaged: bool,
     /// What a write that failed left in the file may be newer than `lanes`.
     is_doubtful: bool,
     /// Open once it was written to, unless the disk refused.
@@ -140,7 +141,21 @@ impl LanesFile {
             let path = dir.join(LANES_FILE);
             tracing::error!(path = %path.display(), "LANES is damaged: what went to Kafka ahead of the cursor is not known any more, and goes out again");
         }
-        Ok(Self { dir: dir.to_owned(), lanes, counter, slot, is_made, is_doubtful: false, file: None })
+        Ok(Self {
+            dir: dir.to_owned(),
+            lanes,
+            counter,
+            slot,
+            is_made,
+            is_damaged,
+            is_doubtful: false,
+            file: None,
+        })
+    }
+
+    /// Whether there was something at the opening that cannot be read.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.is_damaged
     }
 
     /// What was stored last, less what is up to the cursor.

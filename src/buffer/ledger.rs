@@ -212,15 +212,15 @@ impl Ledger {
         }
     }
 
-    /// Counts the positions `first..=last` less `except` that never were events; what is in a range of this reason
-    /// already was counted before. Answers how many were new.
-    pub(super) fn count_range(&mut self, reason: Reason, first: Seq, last: Seq, except: u64) -> u64 {
+    /// Counts the positions `first..=last`; what is in a range of this reason already was counted before. Answers how
+    /// many were new.
+    pub(super) fn count_range(&mut self, reason: Reason, first: Seq, last: Seq) -> u64 {
         if first > last {
             return 0;
         }
         let overlap = |&(a, b): &(Seq, Seq)| (last.min(b).next().0).saturating_sub(first.max(a).0);
         let known: u64 = self.stored.entries.get(&reason).map_or(0, |e| e.ranges.iter().map(overlap).sum());
-        let events = (last.next().0 - first.0).saturating_sub(known).saturating_sub(except);
+        let events = (last.next().0 - first.0).saturating_sub(known);
         if events > 0 {
             let entry = self.entry(reason);
             entry.events += events;
@@ -315,7 +315,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut one = ledger(dir.path());
         one.count(Reason::Invalid, 3);
-        assert_eq!(one.count_range(Reason::Corrupt, Seq(10), Seq(19), 2), 8);
+        assert_eq!(one.count_range(Reason::Corrupt, Seq(10), Seq(19)), 10);
         one.announced(Reason::Invalid, 2);
         assert!(one.is_dirty());
         one.store().unwrap();
@@ -323,7 +323,7 @@ mod tests {
         let two = ledger(dir.path());
         assert_eq!(one.entries(), two.entries());
         let corrupt = &two.entries()[&Reason::Corrupt];
-        assert_eq!((corrupt.events, &corrupt.ranges[..]), (8, &[(Seq(10), Seq(19))][..]));
+        assert_eq!((corrupt.events, &corrupt.ranges[..]), (10, &[(Seq(10), Seq(19))][..]));
         assert!(corrupt.first_us > 0 && corrupt.last_us >= corrupt.first_us);
         assert_eq!(two.entries()[&Reason::Invalid].announced, 2);
         assert_eq!(read_entries(&dir.path().join("LEDGER")).unwrap(), *two.entries());
@@ -337,8 +337,8 @@ mod tests {
         let steps: [(Step, bool); 8] = [
             (|ledger| ledger.count(Reason::Invalid, 0), false),
             (|ledger| ledger.count(Reason::Invalid, 3), true),
-            (|ledger| assert_eq!(ledger.count_range(Reason::Corrupt, Seq(1), Seq(2), 0), 2), true),
-            (|ledger| assert_eq!(ledger.count_range(Reason::Corrupt, Seq(1), Seq(2), 0), 0), false),
+            (|ledger| assert_eq!(ledger.count_range(Reason::Corrupt, Seq(1), Seq(2)), 2), true),
+            (|ledger| assert_eq!(ledger.count_range(Reason::Corrupt, Seq(1), Seq(2)), 0), false),
             (|ledger| ledger.announced(Reason::Invalid, 2), true),
             (|ledger| ledger.forget_ranges(), true),
             (|ledger| ledger.set_witness(Witness { log: Uuid::nil(), epoch: 1, mark: None }), false),
@@ -359,11 +359,11 @@ mod tests {
     fn a_range_is_counted_once() {
         let dir = tempfile::tempdir().unwrap();
         let mut ledger = ledger(dir.path());
-        assert_eq!(ledger.count_range(Reason::Corrupt, Seq(5), Seq(9), 0), 5);
-        assert_eq!(ledger.count_range(Reason::Corrupt, Seq(5), Seq(9), 0), 0);
-        assert_eq!(ledger.count_range(Reason::Corrupt, Seq(8), Seq(12), 0), 3);
-        assert_eq!(ledger.count_range(Reason::Corrupt, Seq(1), Seq(2), 0), 2);
-        assert_eq!(ledger.count_range(Reason::Evicted, Seq(5), Seq(6), 0), 2);
+        assert_eq!(ledger.count_range(Reason::Corrupt, Seq(5), Seq(9)), 5);
+        assert_eq!(ledger.count_range(Reason::Corrupt, Seq(5), Seq(9)), 0);
+        assert_eq!(ledger.count_range(Reason::Corrupt, Seq(8), Seq(12)), 3);
+        assert_eq!(ledger.count_range(Reason::Corrupt, Seq(1), Seq(2)), 2);
+        assert_eq!(ledger.count_range(Reason::Evicted, Seq(5), Seq(6)), 2);
         let corrupt = &ledger.entries()[&Reason::Corrupt];
         assert_eq!((corrupt.events, &corrupt.ranges[..]), (10, &[(Seq(1), Seq(2)), (Seq(5), Seq(12))][..]));
     }
@@ -373,7 +373,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut ledger = ledger(dir.path());
         for n in 0..1000 {
-            ledger.count_range(Reason::Corrupt, Seq(n * 10 + 1), Seq(n * 10 + 2), 0);
+            ledger.count_range(Reason::Corrupt, Seq(n * 10 + 1), Seq(n * 10 + 2));
         }
         let corrupt = &ledger.entries()[&Reason::Corrupt];
         assert_eq!((corrupt.events, corrupt.ranges.len()), (2000, RANGES_MAX));

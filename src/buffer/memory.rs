@@ -151,6 +151,8 @@ struct State {
     rng: fastrand::Rng,
     cut: Cut,
     syncs: u64,
+    /// Generations that were opened to be read.
+    sources: u64,
     /// Handles from before a power cut are dead.
     life: u64,
     free_bytes: u64,
@@ -183,6 +185,7 @@ impl MemoryShelf {
             rng: fastrand::Rng::with_seed(seed),
             cut,
             syncs: 0,
+            sources: 0,
             life: 0,
             free_bytes: u64::MAX,
             is_held: false,
@@ -276,6 +279,10 @@ impl MemoryShelf {
         self.state().syncs
     }
 
+    pub(super) fn sources(&self) -> u64 {
+        self.state().sources
+    }
+
     pub(super) fn open_count(&self) -> usize {
         self.state().row.values().filter(|medium| medium.is_open).count()
     }
@@ -339,6 +346,7 @@ impl Shelf for MemoryShelf {
 
     fn source(&self, listed: Listed) -> Result<Box<dyn Source>, StoreError> {
         let mut state = self.state();
+        state.sources += 1;
         if let Some(error) = state.faults.source.remove(&listed.first) {
             return Err(error);
         }

@@ -29,6 +29,7 @@ mod identity;
 mod lanes;
 pub mod ledger;
 pub mod probe;
+mod ranges;
 mod reserve;
 mod run;
 pub mod scan;
@@ -271,6 +272,7 @@ struct Inner {
     queue_bytes_max: usize,
     log: Log,
     boot: [u8; 16],
+    are_lanes_damaged: bool,
     logs: Vec<LogName>,
     published: Arc<Published>,
 }
@@ -359,6 +361,7 @@ impl Buffer {
         let identity = Identity::open(&options.dir, &options.agent, ledger.witness())?;
         let high_water = HighWater::open(&options.dir)?;
         let lanes = LanesFile::open(&options.dir)?;
+        let are_lanes_damaged = lanes.is_damaged();
         let reserve = Reserve::new(&options.dir, options.bytes_max);
         let log = Log { id: identity.log(), epoch: identity.epoch() };
         let logs = identity.logs().to_vec();
@@ -396,6 +399,7 @@ impl Buffer {
             queue_bytes_max: options.queue_bytes_max,
             log,
             boot,
+            are_lanes_damaged,
             logs,
             published,
         };
@@ -533,6 +537,11 @@ impl Buffer {
     pub async fn commit_durable(&self, seq: Seq) -> Result<(), ReadError> {
         self.inner.published.cursor_asked.fetch_max(seq.0, Ordering::AcqRel);
         self.ask(|reply| Command::Commit { reply: Some(reply) }).await?
+    }
+
+    /// Whether lanes were stored and could not be read at the opening: what went out ahead of the cursor is not known.
+    pub fn are_lanes_damaged(&self) -> bool {
+        self.inner.are_lanes_damaged
     }
 
     /// What was stored last, as of the opening or the last [`Buffer::set_lanes`]. `None`: nothing was ever stored, or it

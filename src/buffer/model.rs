@@ -1,11 +1,12 @@
 //! The row of generations against a model, with crashes and faults; and the quota against the real disk.
 //!
 //! Invariants: what was acknowledged and not committed is served, whole and in order, unless its generation was
-//! damaged; a position never stands for two events once it was acknowledged or served; nothing is served that a power
-//! cut could still take; the cursor is never ahead of what was committed; the disk stays below its limit.
+//! damaged or it was delivered ahead of the cursor, which is never counted as lost; a position never stands for two
+//! events once it was acknowledged or served; nothing is served that a power cut could still take; the cursor is never
+//! ahead of what was committed; the disk stays below its limit.
 #![allow(clippy::cast_possible_truncation, reason = "small numbers of a test")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -15,7 +16,7 @@ use proptest::test_runner::TestCaseResult;
 use super::batch::{Batch, Terms, WhenFull};
 use super::generations::{Figures, Files, GENERATION_COST_BYTES, GROWTH, Generations, Limits as Bounds};
 use super::identity::{HighWater, Identity};
-use super::lanes::LanesFile;
+use super::lanes::{Lanes, LanesFile};
 use super::ledger::{Ledger, Reason};
 use super::memory::{Cut, MemoryShelf};
 use super::reserve::Reserve;
@@ -43,10 +44,27 @@ enum Action {
         from: u8,
         bytes_max: u32,
     },
+    /// Delivered ahead: from and to, in 255ths of what is durable; the live lane begins there or further.
+    Lanes {
+        from: u8,
+        to: u8,
+        live_from: u8,
+        end: SetEnd,
+    },
     Close,
     /// The process ends without a word.
     Die,
     Fault(Fault),
+}
+
+/// How storing the lanes ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SetEnd {
+    Stored,
+    /// The process ends behind it.
+    Dead,
+    /// The power goes in the midst of the write.
+    Torn,
 }
 
 /// What only the memory shelf can play.
@@ -90,8 +108,12 @@ fn action() -> impl Strategy<Value = Action> {
         let when_full = if evictable { WhenFull::DropOldest } else { WhenFull::Block };
         Action::Terms(Terms { when_full, priority })
     });
+    let end = prop_oneof![4 => Just(SetEnd::Stored), 1 => Just(SetEnd::Dead), 1 => Just(SetEnd::Torn)];
+    let lanes = (any::<u8>(), any::<u8>(), any::<u8>(), end)
+        .prop_map(|(from, to, live_from, end)| Action::Lanes { from, to, live_from, end });
     prop_oneof![
         10 => append,
+        4 => lanes,
         2 => terms,
         2 => (0..3_u8).prop_map(Action::Evict),
         8 => Just(Action::Sync),
@@ -224,6 +246,10 @@ struct Model<'a, M: Medium> {
     acked: BTreeMap<u64, u64>,
     /// Every position that was ever acknowledged or served.
     known: BTreeMap<u64, u64>,
+    /// What was stored last.
+    lanes: Option<Lanes>,
+    /// Positions that were delivered ahead of the cursor when they were still there: never counted.
+    delivered: BTreeSet<u64>,
     /// Last commit that was asked for.
     asked: Seq,
     /// `HIGHWATER` as it was synced last, and the newest generation then.
@@ -246,6 +272,8 @@ impl<'a, M: Medium> Model<'a, M> {
             pending: Vec::new(),
             acked: BTreeMap::new(),
             known: BTreeMap::new(),
+            lanes: None,
+            delivered: BTreeSet::new(),
             asked: Seq(0),
             high_water: (Vec::new(), None),
             has_failed: false,
@@ -277,6 +305,7 @@ impl<'a, M: Medium> Model<'a, M> {
                 let durable = self.generations().figures().durable;
                 self.read(Seq(durable.0 * u64::from(from) / 255), bytes_max as usize).map(drop)
             }
+            Action::Lanes { from, to, live_from, end } => self.set_lanes([from, to, live_from], end),
             Action::Close => {
                 if let Some(generations) = self.generations.take()
                     && generations.close().is_ok()
@@ -295,7 +324,71 @@ impl<'a, M: Medium> Model<'a, M> {
             },
         }?;
         self.note_high_water();
+        let ledger = self.generations.as_ref().map(|generations| generations.ledger().clone());
+        for (reason, entry) in ledger.iter().flatten() {
+            let counted =
+                |&(a, b): &(Seq, Seq)| self.delivered.range(a.0..=b.0).find(|seq| **seq > self.asked.0);
+            let counted: Vec<_> = entry.ranges.iter().filter_map(counted).collect();
+            prop_assert!(counted.is_empty(), "delivered and {}: {:?}", reason.word(), counted);
+        }
         Ok(())
+    }
+
+    /// Says that a range was delivered ahead, beside those that were before.
+    fn set_lanes(&mut self, parts: [u8; 3], end: SetEnd) -> TestCaseResult {
+        let Figures { durable, cursor, .. } = self.generations().figures();
+        let [a, b, live_from] = parts.map(|part| Seq(durable.0 * u64::from(part) / 255));
+        let (first, last) = (a.min(b).max(cursor.next()), a.max(b));
+        let mut covered: BTreeSet<u64> = (first.0..=last.0).collect();
+        let before = self.generations().lanes().cloned();
+        for &(first, last) in before.iter().flat_map(|lanes| &lanes.ahead) {
+            covered.extend(first.0..=last.0);
+        }
+        let mut ahead: Vec<(Seq, Seq)> = Vec::new();
+        for &seq in &covered {
+            match ahead.last_mut() {
+                Some((_, last)) if last.0 + 1 == seq => *last = Seq(seq),
+                _ => ahead.push((Seq(seq), Seq(seq))),
+            }
+        }
+        let lanes = Lanes { ahead, live_from: live_from.next(), claimed: durable.max(live_from) };
+        let path = self.dir.join("LANES");
+        let file = fs::read(&path).ok();
+        prop_assert!(self.generations().set_lanes(lanes.clone()).is_ok());
+        if end == SetEnd::Torn {
+            self.generations = None;
+            let mut torn = fs::read(&path).unwrap();
+            let same = |at: usize| file.as_ref().is_some_and(|file| file.get(at) == torn.get(at));
+            let changed: Vec<_> = (0..torn.len()).filter(|&at| !same(at)).collect();
+            let kept = self.rng.usize(0..=changed.len());
+            for &at in &changed[kept..] {
+                torn[at] = file.as_ref().map_or(0, |file| file[at]);
+            }
+            // It is made under another name, so that there is none or a whole one.
+            match file {
+                Some(_) => fs::write(&path, torn).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            self.generations = Some(open(&self.medium, self.dir, &self.limits));
+            let mut found = self.generations().lanes().cloned();
+            let mut allowed = [Some(lanes.clone()), self.lanes.clone()];
+            let cursor = self.generations().figures().cursor;
+            found.iter_mut().chain(allowed.iter_mut().flatten()).for_each(|lanes| lanes.forget(cursor));
+            prop_assert!(allowed.contains(&found), "{found:?} of {allowed:?}");
+            if found != allowed[0] {
+                self.generations = None;
+                return self.start();
+            }
+        }
+        self.lanes = Some(lanes);
+        // What is delivered need not be served any more.
+        let gone: Vec<_> = covered.into_iter().filter(|seq| self.acked.remove(seq).is_some()).collect();
+        self.delivered.extend(gone);
+        if end == SetEnd::Stored {
+            return self.check();
+        }
+        self.generations = None;
+        self.start()
     }
 
     fn fault(&mut self, memory: &MemoryShelf, fault: Fault) -> TestCaseResult {
@@ -350,6 +443,9 @@ impl<'a, M: Medium> Model<'a, M> {
         }
         let figures = self.generations().figures();
         prop_assert!(figures.cursor <= self.asked, "{figures:?} {:?}", self.asked);
+        let (mut found, mut lanes) = (self.generations().lanes().cloned(), self.lanes.clone());
+        found.iter_mut().chain(&mut lanes).for_each(|lanes| lanes.forget(figures.cursor));
+        prop_assert_eq!(found, lanes, "what was stored is there");
         self.check()
     }
 
@@ -391,6 +487,12 @@ impl<'a, M: Medium> Model<'a, M> {
         if self.generations().seal_evictable(priority).is_err() {
             return self.reopen();
         }
+        // What was delivered goes first, and nothing else with it.
+        self.has_failed |= self.generations().free_delivered().is_err();
+        if !self.generations().is_writable() {
+            return self.reopen();
+        }
+        self.check()?;
         let evicted = self.generations().evict(priority);
         let entry = self.generations().ledger().get(&Reason::Evicted).cloned().unwrap_or_default();
         let positions = entry.ranges.iter().map(|(first, last)| last.0 + 1 - first.0).sum::<u64>();

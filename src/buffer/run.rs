@@ -14,6 +14,8 @@ pub struct Run {
     closed: usize,
     /// Events up to here are in the first block but were not asked for.
     after: Seq,
+    /// Events behind it are in the last block but were not asked for.
+    until: Seq,
     end: Seq,
 }
 
@@ -46,10 +48,16 @@ impl Span {
 impl Run {
     /// Makes it empty for events behind `after`.
     pub(super) fn restart(&mut self, after: Seq) {
+        self.until = Seq::MAX;
         self.bytes.clear();
         self.blocks.clear();
         self.closed = 0;
         (self.after, self.end) = (after, after);
+    }
+
+    /// Leaves out what is behind `until`.
+    pub(super) fn limit(&mut self, until: Seq) {
+        self.until = until;
     }
 
     /// Notes that everything up to `end` was looked at.
@@ -80,15 +88,16 @@ impl Run {
     }
 
     /// Takes out the blocks for which `is_dropped` holds, by the times of their newest event, and answers their
-    /// positions, first and last.
+    /// positions, first and last of what was asked for.
     pub(super) fn drop_blocks(&mut self, is_dropped: impl Fn(Origin, Stamp) -> bool) -> Vec<(Seq, Seq)> {
         let mut dropped = Vec::new();
-        let bytes = &self.bytes;
+        let (bytes, after, until) = (&self.bytes, self.after, self.until);
         self.blocks.retain(|span| {
             let newest = span.last_event(bytes);
             let goes = newest.is_some_and(|event| is_dropped(span.origin, event.received));
             if goes {
-                dropped.push((span.first, span.first.plus(u64::from(span.count) - 1)));
+                let last = span.first.plus(u64::from(span.count)).before();
+                dropped.push((span.first.max(after.next()), last.min(until)));
             }
             !goes
         });
@@ -112,7 +121,7 @@ impl Run {
         self.blocks.is_empty()
     }
 
-    /// The events one by one, from the first one that was asked for.
+    /// The events one by one, from the first to the last one that was asked for.
     pub fn events(&self) -> impl Iterator<Item = (Seq, Origin, Event<'_>)> {
         self.blocks
             .iter()
@@ -126,6 +135,6 @@ impl Run {
                     Some((span.first.plus(index), span.origin, Event { way: ways.next_way(), ..event }))
                 })
             })
-            .filter(|(seq, ..)| *seq > self.after)
+            .filter(|(seq, ..)| (self.after.next()..=self.until).contains(seq))
     }
 }

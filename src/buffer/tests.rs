@@ -6,6 +6,8 @@
     reason = "small numbers of a test"
 )]
 
+mod lanes;
+
 use super::memory::{Cut, MemoryShelf};
 use super::*;
 use crate::event::{Event, EventId, Payload, Stamp, Way};
@@ -179,7 +181,7 @@ fn noise(seed: u64, bytes: usize) -> String {
 /// Appends until there is no room; answers the number of events.
 async fn fill(buffer: &Buffer) -> u64 {
     for n in 1.. {
-        match buffer.append(batch(n, 1, &noise(n, 100_000)), Wait::AtMost(Duration::from_millis(20))).await {
+        match buffer.append(batch_on(WhenFull::Reject, n, 1, &noise(n, 100_000)), LONG).await {
             Ok(appended) => assert_eq!(appended.first, Seq(n)),
             Err(refused) => {
                 assert_eq!(refused.reason, AppendError::Full);

@@ -261,6 +261,10 @@ impl<H: Shelf> Writer<H> {
                 let mut shown = self.published.lanes.lock().unwrap_or_else(PoisonError::into_inner);
                 shown.clone_from(&self.generations.lanes().cloned());
                 drop(shown);
+                // Order: whoever is answered may look at the figures.
+                self.publish();
+                // What was delivered gives its space back to whoever asks next.
+                self.had_room |= set.is_ok() && self.waiting.is_empty();
                 let _ = reply.send(set.map_err(|e| ReadError::Storage(e.to_string())));
             }
             Command::Count { reason, events } => self.generations.count(reason, events),
@@ -406,7 +410,8 @@ impl<H: Shelf> Writer<H> {
         let line = self.waiting.iter().map(|behind| behind.batch.priority());
         let priority = line.fold(append.batch.priority(), u8::max);
         loop {
-            let is_freed = self.generations.compact()?
+            let is_freed = self.generations.free_delivered()?
+                || self.generations.compact()?
                 || self.generations.evict(priority)?
                 || self.generations.seal_evictable(priority)?;
             if !is_freed {

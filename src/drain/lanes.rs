@@ -88,13 +88,15 @@ impl Lanes {
             boot: buffer.boot(),
             clock: Clock::default(),
         };
+        let is_unknown = buffer.are_lanes_damaged() || (this.needs_claims && buffer.lanes().is_none());
+        // With exactly once Kafka knows.
+        if is_unknown && options.delivery != Delivery::ExactlyOnce && figures.durable > figures.cursor {
+            // What may have gone out live is not known, and a consumer may be further there: as backlog nothing is
+            // taken for a duplicate that is none.
+            this.progress.split(figures.durable);
+            this.live.restart(figures.durable);
+        }
         if this.needs_claims {
-            if buffer.lanes().is_none() && figures.durable > figures.cursor {
-                // What may have gone out live is not known, and a consumer may be further there: as backlog nothing is
-                // taken for a duplicate that is none.
-                this.progress.split(figures.durable);
-                this.live.restart(figures.durable);
-            }
             this.in_doubt = claimed.min(figures.durable);
         }
         this

@@ -257,7 +257,10 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::in_dir(tempfile::tempdir().unwrap())
+    }
+
+    fn in_dir(dir: tempfile::TempDir) -> Self {
         let options = BufferOptions::new(dir.path());
         let (buffer, writer) = Buffer::open(&options, [0; 16], Arc::default()).unwrap();
         Self {

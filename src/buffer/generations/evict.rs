@@ -49,7 +49,52 @@ impl<H: Shelf> Generations<H> {
         let evictable = newest.note.bytes_of(|rank| rank.evictable && rank.priority <= priority);
         let is_small =
             newest.live_bytes < self.generation_bytes / 4 || evictable * SHARE_MIN < newest.disk_bytes;
-        if is_small || self.unsynced_bytes > 0 || self.handed >= self.durable {
+        if is_small || self.unsynced_bytes > 0 || !self.is_idle(newest.first, self.durable) {
+            return Ok(false);
+        }
+        self.add_generation()?;
+        Ok(true)
+    }
+
+    /// Gives back the space of what was delivered ahead of the cursor: writes a generation again without it, the oldest
+    /// in which it is worth it, and seals the newest if it is that one. Nothing is lost and nothing counted. Whether
+    /// there was one.
+    ///
+    /// # Errors
+    /// As [`Self::evict`].
+    pub(in crate::buffer) fn free_delivered(&mut self) -> Result<bool, StoreError> {
+        if self.unsynced_bytes > 0 || self.ahead().is_empty() {
+            return Ok(false);
+        }
+        for number in 0..self.row.len() {
+            let end = self.end_of(number);
+            let Some(sealed) = self.row.get(number).filter(|sealed| !sealed.listed.is_aside) else {
+                continue;
+            };
+            let (first, seen) = (sealed.listed.first, sealed.delivered);
+            let is_empty = sealed.note.as_ref().is_some_and(|note| note.bytes() == 0);
+            let (delivered, all) = self.delivered(first, end);
+            if is_empty
+                || delivered == seen
+                || (delivered < all && delivered.saturating_sub(seen) * SHARE_MIN < all)
+            {
+                continue;
+            }
+            let before = self.disk_bytes();
+            self.rewrite(number, number + 1, None, |_| false)?;
+            let written = self.row.partition_point(|sealed| sealed.listed.first <= first).saturating_sub(1);
+            if let Some(first) = self.row.get(written).map(|sealed| sealed.listed.first) {
+                let (delivered, _) = self.delivered(first, self.end_of(written));
+                self.row.iter_mut().skip(written).take(1).for_each(|sealed| sealed.delivered = delivered);
+            }
+            if self.disk_bytes() < before {
+                return Ok(true);
+            }
+        }
+        let Some(newest) = self.newest.as_ref() else { return Ok(false) };
+        let is_small = newest.live_bytes < self.generation_bytes / 4;
+        let (delivered, all) = self.delivered(newest.first, self.durable);
+        if is_small || delivered * 2 < all {
             return Ok(false);
         }
         self.add_generation()?;
@@ -77,12 +122,12 @@ impl<H: Shelf> Generations<H> {
 
     fn is_worth_it(&mut self, number: usize, rank: Rank) -> bool {
         let end = self.end_of(number);
-        let Some(sealed) = self.row.get(number).filter(|s| !s.listed.is_aside && end > self.handed) else {
+        let Some(Sealed { listed, disk_bytes, note, .. }) = self.row.get(number) else { return false };
+        let (listed, disk_bytes) = (*listed, *disk_bytes);
+        if listed.is_aside || !self.is_idle(listed.first, end) {
             return false;
-        };
-        let disk_bytes = sealed.disk_bytes;
-        if sealed.note.is_none() {
-            let listed = sealed.listed;
+        }
+        if note.is_none() {
             let index = self.index(listed, end, self.cursor_durable).unwrap_or_default();
             if let Some(sealed) = self.row.get_mut(number) {
                 sealed.note = Some(Note::of(&index));
@@ -102,9 +147,8 @@ impl<H: Shelf> Generations<H> {
         let Some(age_max) = self.limits.age_max else { return Ok(()) };
         let mut number = 0;
         while number < self.row.len() {
-            let first = self.row.get(number).map_or(Seq(0), |sealed| sealed.listed.first);
             // Not what the drain has in its hands, nor what was given up already.
-            if first > self.handed
+            if self.is_unread(number)
                 && let Some((origin, received)) = self.newest_event(number)
             {
                 if age.of(origin, received).is_none_or(|age| age <= age_max) {
@@ -119,9 +163,16 @@ impl<H: Shelf> Generations<H> {
         Ok(())
     }
 
-    /// Writes the generations `from..to` of the row again as one, without the events that are to go: those behind
-    /// what the drain has read for which `is_given_up` holds. A small replacement before them is taken in. Counts
-    /// them under `reason` and answers how many.
+    /// Whether a sealed generation holds something to be delivered and nothing that was read.
+    pub(super) fn is_unread(&self, number: usize) -> bool {
+        let end = self.end_of(number);
+        let first = self.row.get(number).map(|sealed| sealed.listed.first);
+        first.is_some_and(|first| !self.is_handed(first, end) && !self.waiting(first, end).is_empty())
+    }
+
+    /// Writes the generations `from..to` of the row again as one, without the events that are to go: those that were
+    /// delivered ahead of the cursor, and of those that were not read the ones for which `is_given_up` holds. A small
+    /// replacement before them is taken in. Counts what is given up under `reason` and answers how many.
     ///
     /// # Errors
     /// [`StoreError`]: the disk refuses; everything is as it was.
@@ -137,17 +188,19 @@ impl<H: Shelf> Generations<H> {
         let mut readings = Vec::new();
         for number in from..to {
             // Counts what is damaged; a damaged generation is kept as it is.
-            self.look_into(number)?;
-            match self.reading.take() {
+            match self.take_reading(number)? {
                 Some(reading) if !reading.listed.is_aside => readings.push(reading),
                 _ => return Ok(0),
             }
         }
         let Some(first) = readings.first().map(|reading| reading.listed.first) else { return Ok(0) };
         let last = self.end_of(to - 1);
-        let handed = self.handed;
-        let plan =
-            plan(&readings, |piece| piece.kind == Kind::Events && piece.first > handed && is_given_up(piece));
+        let plan = plan(&readings, |piece| match piece.kind {
+            Kind::Events if self.waiting(piece.first, piece.last).is_empty() => Fate::Delivered,
+            Kind::Events if self.is_handed(piece.first, piece.last) || !is_given_up(piece) => Fate::Kept,
+            Kind::Events => Fate::GivenUp,
+            _ => Fate::Delivered,
+        });
         let slack = self.limits.bytes_max.saturating_sub(self.disk_bytes());
         if plan.kept.bytes() > slack || (reason.is_some() && plan.given_up.is_empty()) {
             return Ok(0);
@@ -157,14 +210,17 @@ impl<H: Shelf> Generations<H> {
         let mut events = 0;
         if let Some(reason) = reason {
             for &(first, last) in &plan.given_up {
-                events += self.ledger.count_range(reason, first, last, 0);
+                events += self.count_lost(reason, first, last);
             }
         }
         self.ledger.set_replacement(Some(Replacement { first, last }));
         self.store_ledger();
         self.row.drain(from..to);
         let listed = Listed { first, is_aside: false };
-        self.row.insert(from, Sealed { listed, disk_bytes: 0, note: Some(plan.kept), newest: None });
+        self.row.insert(
+            from,
+            Sealed { listed, disk_bytes: 0, note: Some(plan.kept), newest: None, delivered: 0 },
+        );
         self.finish_replacement()?;
         self.given_up += events;
         if let Some((reason, suppressed)) =
@@ -242,18 +298,27 @@ struct Plan {
     kept: Note,
 }
 
-fn plan(readings: &[Reading], is_given_up: impl Fn(&Piece) -> bool) -> Plan {
+/// What becomes of a piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Kept,
+    GivenUp,
+    /// Or it is a gap.
+    Delivered,
+}
+
+fn plan(readings: &[Reading], fate: impl Fn(&Piece) -> Fate) -> Plan {
     let mut plan = Plan::default();
     for (reading, index) in readings.iter().map(Reading::index).enumerate() {
         for (number, piece) in index.pieces.iter().enumerate() {
-            let goes = is_given_up(piece);
-            if goes {
+            let fate = fate(piece);
+            if fate == Fate::GivenUp {
                 match plan.given_up.last_mut() {
                     Some((_, last)) if last.next() == piece.first => *last = piece.last,
                     _ => plan.given_up.push((piece.first, piece.last)),
                 }
             }
-            if !goes && piece.kind == Kind::Events {
+            if fate == Fate::Kept {
                 plan.kept.add(piece.rank, piece.bytes);
                 plan.steps.push(Step::Keep { reading, piece: number });
                 continue;

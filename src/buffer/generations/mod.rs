@@ -17,6 +17,7 @@
 mod evict;
 mod index;
 mod keys;
+mod lanes;
 mod note;
 mod reading;
 mod recovery;
@@ -30,13 +31,14 @@ use super::OpenError;
 use super::batch::Batch;
 use super::block::{Block, Encoder, Events, Origin, RUN_BYTES_MAX};
 use super::identity::{HighWater, Identity, Marks};
-use super::lanes::{Lanes, LanesFile};
+use super::lanes::LanesFile;
 use super::ledger::{Entries, Ledger, Reason};
 use super::reserve::Reserve;
 use super::store::{Listed, Shelf, Store, StoreError};
 use crate::event::Seq;
 use crate::log::Limited;
 use keys::{CURSOR_KEY, block_key, key_seq};
+use lanes::Handed;
 use note::Note;
 
 pub(in crate::buffer) use index::Index;
@@ -123,6 +125,8 @@ struct Sealed {
     note: Option<Note>,
     /// Received by then: the newest event in it, once somebody asked.
     newest: Option<(Origin, crate::event::Stamp)>,
+    /// How many events ahead of the cursor it had when their space was last given back.
+    delivered: u64,
 }
 
 /// The generation that takes appends.
@@ -153,6 +157,17 @@ pub struct Figures {
     pub is_writable: bool,
     /// Bytes handed to the store in this run: blocks, cursors and replacements.
     pub stored_bytes: u64,
+    /// Events behind the cursor that were delivered ahead of it.
+    pub ahead: u64,
+    /// Of those that wait, the ones in front of the live lane; 0 while there is one lane.
+    pub backlog: u64,
+}
+
+impl Figures {
+    /// Events that are to be delivered; those that were lost and not passed yet included.
+    pub fn waiting(&self) -> u64 {
+        (self.durable.0 - self.cursor.0).saturating_sub(self.ahead)
+    }
 }
 
 /// The queue.
@@ -170,8 +185,8 @@ pub(super) struct Generations<H: Shelf> {
     row: VecDeque<Sealed>,
     /// `None` while nothing can be written.
     newest: Option<Newest<H::Store>>,
-    /// The sealed generation that was read last.
-    reading: Option<Reading>,
+    /// The sealed generations that were read last, the last one in front: one for each lane.
+    readings: Vec<Reading>,
     /// Set aside and read to the end, oldest first, with bytes of disk.
     asides: VecDeque<(Seq, u64)>,
     limits: Limits,
@@ -186,8 +201,8 @@ pub(super) struct Generations<H: Shelf> {
     /// The cursor that the next sync makes durable, and the durable one.
     cursor: Seq,
     cursor_durable: Seq,
-    /// Everything up to here was read, and may be on its way: it is not given up any more.
-    handed: Seq,
+    /// What was read may be on its way: it is not given up any more.
+    handed: Handed,
     /// Numbers behind `durable` may have been used: the next generation starts behind the ceiling.
     must_jump: bool,
     /// A half-made generation that could not be deleted: it goes before anything else is written.
@@ -220,7 +235,7 @@ impl<H: Shelf> Generations<H> {
             ways: Vec::new(),
             row: VecDeque::new(),
             newest: None,
-            reading: None,
+            readings: Vec::new(),
             asides: VecDeque::new(),
             limits,
             generation_bytes: generation_bytes(limits.bytes_max),
@@ -230,7 +245,7 @@ impl<H: Shelf> Generations<H> {
             durable: Seq(0),
             cursor: marks.cursor,
             cursor_durable: marks.cursor,
-            handed: Seq(0),
+            handed: Handed::default(),
             must_jump: false,
             leftover: None,
             given_up: 0,
@@ -259,6 +274,8 @@ impl<H: Shelf> Generations<H> {
             lost: lost.map(|(_, entry)| entry.events).sum(),
             is_writable: self.newest.is_some(),
             stored_bytes: self.stored_bytes,
+            ahead: self.delivered(Seq(0), self.durable).0,
+            backlog: self.backlog(),
         }
     }
 
@@ -270,20 +287,6 @@ impl<H: Shelf> Generations<H> {
     /// As [`Ledger::changes`].
     pub(super) fn ledger_changes(&self) -> u64 {
         self.ledger.changes()
-    }
-
-    /// What went out ahead of the cursor, as it was stored last.
-    pub(super) fn lanes(&self) -> Option<&Lanes> {
-        self.lanes.lanes()
-    }
-
-    /// Makes `lanes` durable and reckons with them.
-    ///
-    /// # Errors
-    /// [`StoreError`]: what was stored before counts.
-    pub(super) fn set_lanes(&mut self, lanes: Lanes) -> Result<(), StoreError> {
-        let set = self.lanes.set(lanes, self.cursor_durable);
-        set.map_err(|e| StoreError::io("LANES cannot be written", &e))
     }
 
     /// Counts events that never got a position.
@@ -359,7 +362,7 @@ impl<H: Shelf> Generations<H> {
     fn clear_name(&mut self, first: Seq) -> Result<(), StoreError> {
         while self.row.back().is_some_and(|sealed| sealed.listed.first >= first) {
             let Some(empty) = self.row.pop_back() else { break };
-            self.reading = None;
+            self.readings.clear();
             if empty.listed.is_aside {
                 self.asides.push_back((empty.listed.first, empty.disk_bytes));
             } else {
@@ -376,7 +379,7 @@ impl<H: Shelf> Generations<H> {
         let listed = Listed { first, is_aside: false };
         note.write(&self.shelf, first);
         let disk_bytes = self.shelf.disk_bytes(listed);
-        self.row.push_back(Sealed { listed, disk_bytes, note: Some(note), newest: None });
+        self.row.push_back(Sealed { listed, disk_bytes, note: Some(note), newest: None, delivered: 0 });
     }
 
     /// A write failed, or the newest generation cannot be read: it is only read from now on. What was put since the
@@ -511,8 +514,7 @@ impl<H: Shelf> Generations<H> {
         let before = self.ledger.clone();
         let mut purged = 0;
         for &(first, last) in events {
-            let first = first.max(self.cursor_durable.next());
-            purged += self.ledger.count_range(Reason::Purged, first, last.min(to), 0);
+            purged += self.count_lost(Reason::Purged, first, last.min(to));
         }
         // Order: counted before it is gone.
         if let Err(error) = self.ledger.store() {
@@ -534,9 +536,9 @@ impl<H: Shelf> Generations<H> {
         self.unsynced_bytes > 0
     }
 
-    /// Whether there is something behind what the drain has read that could grow too old.
+    /// Whether there is a sealed generation that could grow too old: what is read is looked at then.
     pub(super) fn may_expire(&self) -> bool {
-        self.row.back().is_some_and(|sealed| sealed.listed.first > self.handed)
+        (0..self.row.len()).rev().any(|number| self.is_unread(number))
     }
 
     /// Makes puts, cursor and ledger durable, then seals a full generation and deletes drained ones. Without a newest
@@ -588,6 +590,7 @@ impl<H: Shelf> Generations<H> {
         newest.disk_bytes = newest.store.disk_bytes();
         self.durable = self.next.before();
         self.cursor_durable = cursor;
+        self.lanes.forget(cursor);
         self.unsynced_bytes = 0;
         Ok(())
     }
@@ -601,6 +604,7 @@ impl<H: Shelf> Generations<H> {
         let noted = self.high_water.note(marks).and_then(|()| self.high_water.sync());
         noted.map_err(|e| StoreError::io("HIGHWATER", &e))?;
         self.cursor_durable = self.cursor;
+        self.lanes.forget(self.cursor);
         self.trim();
         Ok(())
     }
@@ -620,9 +624,7 @@ impl<H: Shelf> Generations<H> {
                 break;
             }
             let Some(Sealed { listed, disk_bytes, .. }) = self.row.pop_front() else { break };
-            if self.reading.as_ref().is_some_and(|reading| reading.listed == listed) {
-                self.reading = None;
-            }
+            self.readings.retain(|reading| reading.listed != listed);
             if listed.is_aside {
                 self.asides.push_back((listed.first, disk_bytes));
             } else if let Err(error) = self.shelf.delete(listed.first) {

@@ -60,32 +60,44 @@ impl<H: Shelf> Generations<H> {
     ) -> Result<(), StoreError> {
         run.restart(after);
         self.finish_replacement()?;
-        while run.end() < self.durable && run.bytes() < bytes_max {
+        let end = self.end_of_lane(after);
+        while run.end() < end && run.bytes() < bytes_max {
             let wanted = run.end().next();
+            let until = match self.ahead().iter().find(|(_, last)| *last >= wanted) {
+                Some(&(first, last)) if first <= wanted => {
+                    if !run.is_empty() {
+                        break;
+                    }
+                    run.restart(last.min(end));
+                    continue;
+                }
+                ahead => ahead.map_or(end, |(first, _)| end.min(first.before())),
+            };
+            run.limit(until);
             if self.newest.as_ref().is_some_and(|newest| newest.first <= wanted) {
-                self.read_newest(bytes_max, age, run)?;
+                self.read_newest(until, bytes_max, age, run)?;
                 continue;
             }
             // The last generation that begins at or before `wanted`, else the first one.
             let number = self.row.partition_point(|s| s.listed.first <= wanted).saturating_sub(1);
             let Some(first) = self.row.get(number).map(|sealed| sealed.listed.first) else {
-                let end = self.end_of(number);
-                self.count_missing(wanted, end);
-                run.reach(end);
+                let missing = self.end_of(number).min(until);
+                self.count_missing(wanted, missing);
+                run.reach(missing);
                 continue;
             };
             if first > wanted {
                 // The generation that had them is gone.
-                let end = first.before();
-                self.count_missing(wanted, end);
-                run.reach(end);
+                let missing = first.before().min(until);
+                self.count_missing(wanted, missing);
+                run.reach(missing);
                 continue;
             }
-            let end = self.end_of(number);
+            let until = self.end_of(number).min(until);
             self.look_into(number)?;
-            self.read_sealed(end, bytes_max, age, run)?;
+            self.read_sealed(until, bytes_max, age, run)?;
         }
-        self.handed = self.handed.max(run.end());
+        self.hand(after, run.end());
         Ok(())
     }
 
@@ -96,8 +108,13 @@ impl<H: Shelf> Generations<H> {
         next.map_or(self.durable, Seq::before)
     }
 
-    fn read_newest(&mut self, bytes_max: usize, age: Option<Age>, run: &mut Run) -> Result<(), StoreError> {
-        let end = self.durable;
+    fn read_newest(
+        &mut self,
+        end: Seq,
+        bytes_max: usize,
+        age: Option<Age>,
+        run: &mut Run,
+    ) -> Result<(), StoreError> {
         let Some(newest) = self.newest.as_ref() else { return Ok(()) };
         match newest.read_blocks(end, bytes_max, run) {
             Ok(holes) => {
@@ -117,14 +134,21 @@ impl<H: Shelf> Generations<H> {
         }
     }
 
-    /// Makes [`Self::reading`] the generation at `number`, counts what is missing in it, and sets it aside if that is
+    /// Makes the generation at `number` the first of [`Self::readings`].
+    fn look_into(&mut self, number: usize) -> Result<(), StoreError> {
+        let reading = self.take_reading(number)?;
+        self.readings.splice(..0, reading);
+        self.readings.truncate(1 + usize::from(self.live_from().is_some()));
+        Ok(())
+    }
+
+    /// Opens the generation at `number`, unless it is open: counts what is missing in it, and sets it aside if that is
     /// anything.
-    pub(super) fn look_into(&mut self, number: usize) -> Result<(), StoreError> {
-        let Some(listed) = self.row.get(number).map(|sealed| sealed.listed) else { return Ok(()) };
-        if self.reading.as_ref().is_some_and(|reading| reading.listed == listed) {
-            return Ok(());
+    pub(super) fn take_reading(&mut self, number: usize) -> Result<Option<Reading>, StoreError> {
+        let Some(listed) = self.row.get(number).map(|sealed| sealed.listed) else { return Ok(None) };
+        if let Some(open) = self.readings.iter().position(|reading| reading.listed == listed) {
+            return Ok(Some(self.readings.remove(open)));
         }
-        self.reading = None;
         let end = self.end_of(number);
         let (source, index): (Box<dyn Source>, _) = match self.shelf.source(listed) {
             Ok(source) => {
@@ -139,11 +163,11 @@ impl<H: Shelf> Generations<H> {
         for (first, last) in index.holes(from, end) {
             lost += self.count_missing(first, last);
         }
-        self.reading = Some(Reading::new(listed, source, index));
         if lost > 0 && !listed.is_aside {
             self.set_aside(number)?;
         }
-        Ok(())
+        let listed = self.row.get(number).map_or(listed, |sealed| sealed.listed);
+        Ok(Some(Reading::new(listed, source, index)))
     }
 
     /// Renames a damaged generation; what it holds is served all the same.
@@ -155,9 +179,6 @@ impl<H: Shelf> Generations<H> {
         let aside = Listed { is_aside: true, ..listed };
         if let Some(sealed) = self.row.get_mut(number) {
             sealed.listed = aside;
-        }
-        if let Some(reading) = self.reading.as_mut().filter(|reading| reading.listed == listed) {
-            reading.listed = aside;
         }
         tracing::error!(
             %place,
@@ -173,7 +194,7 @@ impl<H: Shelf> Generations<H> {
         age: Option<Age>,
         run: &mut Run,
     ) -> Result<(), StoreError> {
-        let Some(reading) = self.reading.as_mut() else {
+        let Some(reading) = self.readings.first_mut() else {
             run.reach(end);
             return Ok(());
         };
@@ -185,11 +206,14 @@ impl<H: Shelf> Generations<H> {
                 break;
             }
             let Some((first, last, kind)) = reading.piece(number) else { break };
+            if first > end {
+                break;
+            }
             if kind == Kind::Events && !reading.unpack(number, run) {
                 run.forget();
                 unreadable.push((first, last));
             }
-            run.reach(last);
+            run.reach(last.min(end));
         }
         if !is_cut {
             run.reach(end);
@@ -203,9 +227,7 @@ impl<H: Shelf> Generations<H> {
 
     /// Counts a hole, once. Answers how many events that were.
     fn count_missing(&mut self, first: Seq, last: Seq) -> u64 {
-        let first = first.max(self.cursor_durable.next());
-        let jumped = self.identity.jumped(first, last);
-        let missing = self.ledger.count_range(Reason::Corrupt, first, last, jumped);
+        let missing = self.count_lost(Reason::Corrupt, first, last);
         if missing > 0 {
             tracing::error!(
                 first = first.0,
@@ -223,7 +245,7 @@ impl<H: Shelf> Generations<H> {
         let expired =
             run.drop_blocks(|origin, received| age.of(origin, received).is_some_and(|a| a > age_max));
         for (first, last) in expired {
-            self.ledger.count_range(Reason::Expired, first.max(self.cursor_durable.next()), last, 0);
+            self.count_lost(Reason::Expired, first, last);
         }
     }
 
@@ -328,7 +350,7 @@ impl<S: Store> Newest<S> {
                     holes.push((wanted, block.first.before()));
                 }
                 run.close(&block);
-                run.reach(block.last());
+                run.reach(block.last().min(end));
             }
             ControlFlow::Continue(())
         })?;

@@ -1,7 +1,7 @@
 //! Finding the end and the cursor at a start. What can be read is served; what is missing is counted once; nothing that
 //! may have been used is used again.
 
-use super::{Generations, Index, Note, Sealed};
+use super::{Generations, Handed, Index, Note, Sealed};
 use crate::buffer::OpenError;
 use crate::buffer::ledger::Reason;
 use crate::buffer::store::{Listed, Shelf, StoreError};
@@ -31,7 +31,7 @@ impl<H: Shelf> Generations<H> {
         for listed in found {
             let disk_bytes = self.shelf.disk_bytes(listed);
             let note = if listed.is_aside { None } else { Note::read(&self.shelf, listed.first) };
-            self.row.push_back(Sealed { listed, disk_bytes, note, newest: None });
+            self.row.push_back(Sealed { listed, disk_bytes, note, newest: None, delivered: 0 });
         }
         let marks = self.high_water.marks();
         let had_identity = self.identity.ceiling() > Seq(0);
@@ -51,7 +51,7 @@ impl<H: Shelf> Generations<H> {
             had_identity && (is_uncertain || marks.durable > last || is_row_short || marks.newest == Seq(0));
         self.durable = last;
         self.next = last.next();
-        self.handed = self.cursor;
+        self.handed = Handed::all(self.cursor);
         self.count_lost_tail(last, marks.durable);
         self.store_ledger();
         self.merge_small();
@@ -148,7 +148,7 @@ impl<H: Shelf> Generations<H> {
 
     /// Acknowledged events behind `last` are missing: the high-water mark was further.
     fn count_lost_tail(&mut self, last: Seq, known: Seq) {
-        let lost = self.ledger.count_range(Reason::Corrupt, last.next(), known, 0);
+        let lost = self.count_lost(Reason::Corrupt, last.next(), known);
         if lost > 0 {
             tracing::error!(
                 first = last.0 + 1,

@@ -4,7 +4,6 @@
 //! agent does meanwhile shows as files that grow, move on and vanish: a generation that is gone was delivered, and in
 //! the newest one a block may be on its way from one place to another, so that only a second look tells what is missing.
 
-mod ranges;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -20,8 +19,10 @@ use thiserror::Error;
 use super::OpenError;
 use super::generations::{Age, Index};
 use super::identity::{self, HighWater, LogName};
+use super::lanes::{self, Lanes};
 use super::ledger::{self, Entries, RANGES_MAX};
 use super::probe::{self, Owner};
+use super::ranges;
 use super::sled::{BLOCKS, folder_name};
 use crate::event::{Seq, Stamp};
 
@@ -97,6 +98,10 @@ pub struct View {
     pub acknowledged: Seq,
     /// A part of it was written in this later block format.
     pub newer: Option<u8>,
+    /// What went out ahead of the cursor, and where the live lane is; `None` when nothing ever did, or nobody knows any more.
+    pub lanes: Option<Lanes>,
+    /// `LANES` is there and cannot be read: nobody knows what went out ahead of the cursor.
+    pub are_lanes_damaged: bool,
     /// What was lost or refused; `None` when the ledger cannot be read.
     pub ledger: Option<Entries>,
     /// Every folder with events, in order.
@@ -138,6 +143,7 @@ impl View {
         let owner = probe::owner(dir).map_err(ViewError::io(dir))?;
         let known = identity::look(dir)?.unwrap_or_default();
         let marks = HighWater::open(dir)?.marks();
+        let lanes = lanes::look(dir)?;
         let folders = folders(place)?;
         if folders.is_empty() && known.logs.is_empty() {
             identity::refuse_foreign(dir)?;
@@ -152,12 +158,17 @@ impl View {
             durable: marks.cursor,
             acknowledged: marks.durable,
             newer: None,
+            lanes: lanes.lanes,
+            are_lanes_damaged: lanes.is_damaged,
             ledger: ledger::read_entries(&place.ledger).ok(),
             folders,
             disk_bytes: probe::used_bytes(dir).map_err(ViewError::io(dir))?,
             jumps: known.jumps,
         };
         this.find_end(marks.durable);
+        if let Some(lanes) = &mut this.lanes {
+            lanes.forget(this.cursor);
+        }
         Ok(this)
     }
 
@@ -196,12 +207,24 @@ impl View {
         lost.all(|(_, entry)| entry.ranges.len() < RANGES_MAX)
     }
 
-    /// Number of events that wait: positions behind the cursor, less those that are known to be none any more.
+    /// Number of events that wait: positions behind the cursor, less those that were delivered ahead of it and those
+    /// that are known to be none any more.
     pub fn waiting(&self) -> u64 {
-        let mut cut = self.jumped();
+        self.waiting_in(self.cursor.next(), self.durable)
+    }
+
+    /// While there are two lanes: how many of the events that wait are backlog. The others are live.
+    pub fn backlog(&self) -> Option<u64> {
+        let live_from = self.lanes.as_ref().map(|lanes| lanes.live_from);
+        let live_from = live_from.filter(|live_from| *live_from > self.cursor.next())?;
+        Some(self.waiting_in(self.cursor.next(), self.durable.min(live_from.before())))
+    }
+
+    fn waiting_in(&self, first: Seq, last: Seq) -> u64 {
+        let mut cut = self.known_missing();
         let lost = self.ledger.iter().flatten().filter(|(reason, _)| reason.is_acknowledged());
         cut.extend(lost.flat_map(|(_, entry)| &entry.ranges));
-        ranges::count(&ranges::minus((self.cursor.next(), self.durable), &mut cut))
+        ranges::count(&ranges::minus((first, last), &mut cut))
     }
 
     /// The oldest event that waits; `now` in the boot `boot`.
@@ -231,19 +254,26 @@ impl View {
         LogName::of(&self.logs, epoch)
     }
 
-    /// The events from `from` on that are not given up, up to the last durable one.
+    /// The events from `from` on that are not given up and were not delivered ahead of the cursor, up to the last durable
+    /// one.
     pub fn walk(&self, from: Seq) -> Walk<'_> {
         Walk::new(self, from, false)
     }
 
-    /// As [`Self::walk`], and whatever is whole in the copies of damaged generations.
+    /// As [`Self::walk`], and whatever is whole in the copies of damaged generations or was delivered.
     pub fn salvage(&self, from: Seq) -> Walk<'_> {
         Walk::new(self, from, true)
     }
 
-    /// Ranges of numbers that were jumped over.
-    fn jumped(&self) -> Vec<(Seq, Seq)> {
-        self.jumps.iter().map(|&(after, to)| (after.next(), to.before())).collect()
+    /// Ranges that were delivered ahead of the cursor.
+    fn ahead(&self) -> &[(Seq, Seq)] {
+        self.lanes.as_ref().map_or(&[], |lanes| &lanes.ahead)
+    }
+
+    /// Ranges of numbers that need not be there: jumped over, or delivered ahead of the cursor.
+    fn known_missing(&self) -> Vec<(Seq, Seq)> {
+        let jumped = self.jumps.iter().map(|&(after, to)| (after.next(), to.before()));
+        jumped.chain(self.ahead().iter().copied()).collect()
     }
 
     /// The cursor now: an agent may have moved it.

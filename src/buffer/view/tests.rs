@@ -367,3 +367,41 @@ async fn a_purge_is_counted_before_it_is_gone() {
     let view = home.view();
     assert_eq!((view.cursor, view.ledger.unwrap()[&Reason::Purged].events), (Seq(1200), purged));
 }
+
+#[tokio::test]
+async fn what_was_delivered_ahead_does_not_wait_and_is_not_missed() {
+    let home = Home::new();
+    let (buffer, thread) = home.open();
+    append(&buffer, 1, 1500).await;
+    let lanes = Lanes { ahead: vec![(Seq(308), Seq(1100))], live_from: Seq(1301), claimed: Seq(1500) };
+    buffer.commit_durable(Seq(100)).await.unwrap();
+    buffer.set_lanes(lanes.clone()).await.unwrap();
+    close(buffer, thread).await;
+    let view = home.view();
+    assert_eq!((view.lanes.as_ref(), view.waiting(), view.backlog()), (Some(&lanes), 607, Some(407)));
+    let wanted: Vec<u64> = (101..=307).chain(1101..=1500).collect();
+    assert_eq!(ids(view.walk(view.cursor.next())), (wanted.clone(), Missing::default()));
+    assert_eq!(ids(view.walk(Seq(700))).0, wanted[207..]);
+    let salvaged = ids(view.salvage(Seq(101))).0;
+    assert_eq!(salvaged, (101..=1500).collect::<Vec<_>>(), "whatever is there");
+    let report = view.verify(|_| {}).unwrap();
+    assert_eq!((report.events, report.missing, view.are_lanes_damaged), (607, 0, false));
+
+    // Damage in the midst of it costs nothing, at its edges what waits there.
+    let folders: Vec<PathBuf> = (0..view.folders.len()).map(|number| home.folder(number)).collect();
+    let hit: Vec<u64> =
+        folders.iter().flat_map(|folder| damage(folder, |seq| (290..1120).contains(&seq))).collect();
+    let view = home.view();
+    let kept: Vec<u64> = wanted.iter().copied().filter(|seq| !hit.contains(seq)).collect();
+    let (found, missing) = ids(view.walk(view.cursor.next()));
+    assert_eq!((&found, missing.events), (&kept, (wanted.len() - kept.len()) as u64));
+    assert!(missing.events > 0 && missing.events < 60, "{missing:?}");
+    let report = view.verify(|_| {}).unwrap();
+    assert_eq!((report.events, report.missing), (found.len() as u64, missing.events));
+
+    // Without LANES nobody knows.
+    fs::write(home.options.dir.join("LANES"), [0xff; 8192]).unwrap();
+    let view = home.view();
+    assert!(view.are_lanes_damaged && view.lanes.is_none());
+    assert_eq!((view.waiting(), view.backlog()), (1400, None));
+}

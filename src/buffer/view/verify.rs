@@ -2,9 +2,10 @@
 
 use std::io;
 
-use super::{Folder, View, ViewError, folders, ranges, walk};
+use super::{Folder, View, ViewError, folders, walk};
 use crate::buffer::block::Kind;
 use crate::buffer::ledger::Reason;
+use crate::buffer::ranges;
 use crate::buffer::run::Run;
 use crate::event::Seq;
 
@@ -107,7 +108,7 @@ impl View {
 
     /// Adds what is missing in `range`.
     fn hold(&self, report: &mut Report, range: (Seq, Seq)) {
-        let holes = ranges::minus(range, &mut self.jumped());
+        let holes = ranges::minus(range, &mut self.known_missing());
         let counted = self.ledger.as_ref().and_then(|entries| entries.get(&Reason::Corrupt));
         let mut counted = counted.map(|entry| entry.ranges.clone()).unwrap_or_default();
         for hole in holes {
@@ -166,7 +167,9 @@ impl View {
             let is_whole = reading.unpack(number, &mut run);
             let events = run.events().count() as u64;
             if is_whole && events == last.0 - before.0 {
-                (found.blocks, found.events) = (found.blocks + blocks, found.events + events);
+                let waiting = ranges::minus((before.next(), last), &mut self.ahead().to_vec());
+                found.blocks += blocks;
+                found.events += ranges::count(&waiting);
             } else {
                 holes.push((before.next(), last));
             }
@@ -179,8 +182,8 @@ impl View {
     }
 
     fn miss(&self, found: &mut FolderReport, holes: Vec<(Seq, Seq)>) {
-        let mut jumped = self.jumped();
-        found.holes = holes.into_iter().flat_map(|hole| ranges::minus(hole, &mut jumped)).collect();
+        let mut known = self.known_missing();
+        found.holes = holes.into_iter().flat_map(|hole| ranges::minus(hole, &mut known)).collect();
         found.missing = ranges::count(&found.holes);
     }
 }

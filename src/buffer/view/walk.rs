@@ -2,9 +2,10 @@
 
 use std::io;
 
-use super::{Folder, View, ViewError, folders, ranges};
+use super::{Folder, View, ViewError, folders};
 use crate::buffer::block::Kind;
 use crate::buffer::generations::{Index, Reading};
+use crate::buffer::ranges;
 use crate::buffer::run::Run;
 use crate::buffer::store::Listed;
 use crate::event::Seq;
@@ -83,6 +84,14 @@ impl<'v> Walk<'v> {
     #[allow(clippy::should_implement_trait, reason = "a run is lent, which an iterator cannot")]
     pub fn next(&mut self) -> Result<Option<&Run>, ViewError> {
         while self.next <= self.end {
+            let ahead = self.view.ahead().iter().find(|(_, last)| *last >= self.next && !self.is_salvage);
+            if let Some(&(first, last)) = ahead
+                && first <= self.next
+            {
+                self.next = last.next();
+                continue;
+            }
+            let until = ahead.map_or(Seq::MAX, |(first, _)| first.before());
             if self.open.is_none() && !self.open_next()? {
                 break;
             }
@@ -98,11 +107,18 @@ impl<'v> Walk<'v> {
             let Some(reading) = open.copies.get_mut(copy) else { continue };
             let Some(piece) = reading.index().pieces.get(number) else { continue };
             let (first, last, kind) = (piece.first, piece.last, piece.kind);
+            if first > until {
+                open.at -= 1;
+                self.pass(until);
+                continue;
+            }
+            let (last, is_cut) = (last.min(until), last > until);
             // One copy may have given up what another one has.
             if last < self.next || first > self.end || (self.is_salvage && kind != Kind::Events) {
                 continue;
             }
             self.run.restart(self.next.before());
+            self.run.limit(until);
             if kind == Kind::Events && !reading.unpack(number, &mut self.run) {
                 self.run.forget();
                 if self.view.is_open() && self.looks < LOOKS_MAX {
@@ -117,6 +133,8 @@ impl<'v> Walk<'v> {
                 self.pass(first.before());
             }
             self.next = last.next();
+            // It is looked at again behind what was delivered.
+            self.open.iter_mut().for_each(|open| open.at -= usize::from(is_cut));
             if kind == Kind::Events {
                 return Ok(Some(&self.run));
             }
@@ -134,7 +152,7 @@ impl<'v> Walk<'v> {
         self.next = last.next();
         // What the agent has delivered meanwhile is not missing.
         let first = if self.view.is_open() { first.max(self.view.cursor_now().next()) } else { first };
-        let missing = ranges::minus((first, last), &mut self.view.jumped());
+        let missing = ranges::minus((first, last), &mut self.view.known_missing());
         if let Some(&(first, _)) = missing.first().filter(|_| !is_silent) {
             self.missing.events += ranges::count(&missing);
             self.missing.first.get_or_insert(first);
@@ -183,7 +201,7 @@ impl<'v> Walk<'v> {
         let from = first.max(self.next).max(self.view.cursor_now().next());
         let holes = |reading: &Reading| {
             let holes = reading.index().holes(from, bound.min(self.end));
-            holes.into_iter().any(|hole| !ranges::minus(hole, &mut self.view.jumped()).is_empty())
+            holes.into_iter().any(|hole| !ranges::minus(hole, &mut self.view.known_missing()).is_empty())
         };
         !self.is_salvage && copies.iter().any(holes)
     }

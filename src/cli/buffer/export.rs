@@ -34,7 +34,7 @@ Examples:
   fieldpost buffer export --bad --output salvaged.ndjson    all that is whole on the disk
 
 Without --from: from the oldest event that Kafka has not confirmed. With an earlier position, what is still on the disk of
-the events before that comes too.
+the events before that comes too. What Kafka has confirmed ahead of older events is left out, but for --bad.
 
 Exit codes:
   0   everything that waits is in the output

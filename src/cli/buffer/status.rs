@@ -50,6 +50,9 @@ struct Status {
     events: u64,
     /// Whether that is all: the ledger keeps so many ranges apart and then counts too much as gone.
     events_exact: bool,
+    /// Of `events`, while there are two lanes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lanes: Option<LaneEvents>,
     cursor: u64,
     durable: u64,
     /// Last acknowledged event; above `durable` when the end of the buffer is missing.
@@ -63,6 +66,12 @@ struct Status {
     oldest: Option<OldestEvent>,
     /// `None` when it cannot be read.
     ledger: Option<std::collections::BTreeMap<&'static str, Losses>>,
+}
+
+#[derive(Debug, Serialize)]
+struct LaneEvents {
+    backlog: u64,
+    live: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -125,6 +134,8 @@ impl Status {
             source_type: oldest.source_type,
             source_id: oldest.source_id,
         });
+        let events = if oldest.is_some() { view.waiting().max(1) } else { 0 };
+        let lanes = view.backlog().map(|backlog| backlog.min(events));
         Self {
             dir: target.place.dir.display().to_string(),
             running: view.is_open(),
@@ -132,7 +143,8 @@ impl Status {
             agent: name.map(|name| name.agent.clone()),
             log: name.map(|name| name.log.to_string()),
             epoch: view.epoch,
-            events: if oldest.is_some() { view.waiting().max(1) } else { 0 },
+            events,
+            lanes: lanes.map(|backlog| LaneEvents { backlog, live: events - backlog }),
             events_exact: oldest.is_none() || view.is_waiting_exact(),
             cursor: view.cursor.0,
             durable: view.durable.0,
@@ -162,7 +174,11 @@ impl Status {
         line("buffer", &self.dir);
         line("agent", &self.agent_text());
         let at_least = if self.events_exact { "" } else { "at least " };
-        line("waiting", &format!("{at_least}{}", text::count(self.events, "event")));
+        let lanes = self.lanes.as_ref().map_or_else(String::new, |lanes| {
+            let LaneEvents { backlog, live } = lanes;
+            format!("; {backlog} of them backlog, {live} live")
+        });
+        line("waiting", &format!("{at_least}{}{lanes}", text::count(self.events, "event")));
         if let Some(oldest) = &self.oldest {
             line("oldest", &oldest.text());
         }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use super::target::{Target, refuse};
-use crate::buffer::view::{FolderReport, Report};
+use crate::buffer::view::{FolderReport, Report, View};
 use crate::cli::exit;
 use crate::cli::load::{self, DataArgs};
 use crate::cli::text;
@@ -14,6 +14,9 @@ use crate::event::Seq;
 
 /// How many ranges of positions a line for people shows.
 const RANGES_SHOWN: usize = 5;
+
+/// For a file without which more waits than before.
+const LANES_DAMAGED: &str = "DAMAGED: LANES cannot be read: what went to Kafka ahead of the cursor is not known any more and goes out again. ";
 
 /// Read every block of the buffer, compare checksums, and say what is missing
 ///
@@ -30,7 +33,7 @@ A line for each generation: ok, or DAMAGED with the positions of the events that
 Exit codes:
   0   every acknowledged event that waits is there and whole
   64  wrong command line
-  65  events are missing or damaged
+  65  events are missing or damaged, or nobody knows any more what went to Kafka ahead of the cursor (LANES)
   74  there is no buffer or it cannot be read
   78  invalid configuration")]
 pub(super) struct Args {
@@ -67,11 +70,11 @@ impl Args {
         bar.finish_and_clear();
         let report = report.map_err(|error| refuse("verify", &error))?;
         let printed = if self.json {
-            load::print(&format!("{:#}\n", report_json(&report, view.is_open(), &found)))
+            load::print(&format!("{:#}\n", report_json(&report, &view, &found)))
         } else {
-            load::print(&summary(&report, view.is_open()))
+            load::print(&summary(&report, &view))
         };
-        Ok(if report.is_damaged() { exit::DATA.into() } else { printed })
+        Ok(if report.is_damaged() || view.are_lanes_damaged { exit::DATA.into() } else { printed })
     }
 }
 
@@ -102,10 +105,14 @@ fn line(folder: &FolderReport) -> String {
     line + "\n"
 }
 
-fn summary(report: &Report, is_open: bool) -> String {
+fn summary(report: &Report, view: &View) -> String {
     let parts = text::count(report.folders, "part");
     let whole = text::count(report.events, "event");
-    let beside = if is_open { ", beside a running agent" } else { "" };
+    let beside = if view.is_open() { ", beside a running agent" } else { "" };
+    if view.are_lanes_damaged && !report.is_damaged() {
+        return format!("{LANES_DAMAGED}{whole} whole in {parts}{beside}\n");
+    }
+    let lanes = if view.are_lanes_damaged { LANES_DAMAGED } else { "" };
     if !report.is_damaged() {
         return format!("all well: {whole} whole in {parts}{beside}\n");
     }
@@ -116,7 +123,7 @@ fn summary(report: &Report, is_open: bool) -> String {
     };
     let positions = text::ranges(&report.holes, RANGES_SHOWN);
     format!(
-        "DAMAGED: {missing} missing or not whole ({positions}); {counted}. {whole} whole in {parts}{beside}\n"
+        "{lanes}DAMAGED: {missing} missing or not whole ({positions}); {counted}. {whole} whole in {parts}{beside}\n"
     )
 }
 
@@ -133,9 +140,10 @@ fn folder_json(folder: &FolderReport) -> Value {
     })
 }
 
-fn report_json(report: &Report, is_open: bool, folders: &[Value]) -> Value {
+fn report_json(report: &Report, view: &View, folders: &[Value]) -> Value {
     json!({
-        "ok": !report.is_damaged(), "running": is_open, "blocks": report.blocks, "events": report.events,
+        "ok": !report.is_damaged() && !view.are_lanes_damaged, "running": view.is_open(),
+        "lanes_damaged": view.are_lanes_damaged, "blocks": report.blocks, "events": report.events,
         "missing": report.missing, "counted": report.counted, "holes": pairs(&report.holes),
         "unreadable_bytes": report.unreadable_bytes, "generations": folders,
     })

@@ -241,3 +241,33 @@ async fn whatever_happens_a_consumer_with_a_position_for_each_lane_has_every_eve
         story(Delivery::ExactlyOnce, seed).await;
     }
 }
+
+#[tokio::test]
+async fn with_damaged_lanes_everything_goes_out_as_backlog_whatever_the_order() {
+    let bench = Bench::live_first();
+    bench.append(1..=9).await;
+    bench.fates(&[(1, Fate::Hold)]);
+    bench
+        .crash(Delivery::AtLeastOnce, async |bench| {
+            bench.producer.until(|script| script.held.len() == 1).await;
+            bench.append_fresh(10..=12).await;
+            bench.producer.until(|_| bench.buffer.lanes().is_some_and(|l| l.live_from == Seq(13))).await;
+        })
+        .await;
+    let Bench { dir, buffer, writer, .. } = bench;
+    buffer.close().await;
+    writer.ended().await.unwrap();
+    let file = dir.path().join("buffer/LANES");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, vec![0xa5; bytes.len()]).unwrap();
+    let bench = Bench::in_dir(dir);
+    assert_eq!((bench.order, bench.buffer.lanes()), (Order::Fifo, None));
+    bench
+        .crash(Delivery::AtLeastOnce, async |bench| {
+            bench.until_cursor(12).await;
+            bench.append(13..=13).await;
+            bench.until_cursor(13).await;
+        })
+        .await;
+    assert_eq!(bench.by_lane(), (numbers(&[1..=12]), vec![13]));
+}
