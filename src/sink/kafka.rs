@@ -165,6 +165,8 @@ pub struct KafkaProducer {
     /// Made from changed files, to take over once it is connected: files that do not work cost nothing but a line in
     /// the log.
     successor: Option<Inner>,
+    /// Producers whose thread is left behind in a call that does not come back.
+    stuck: usize,
 }
 
 /// One librdkafka instance and what serves it.
@@ -206,10 +208,14 @@ impl Shared {
         self.reported.notify_one();
     }
 
-    /// Ends a step whose call does not come back: see [`transactions`].
-    fn give_up_stuck_call(&self) {
+    /// Whether a call does not come back: see [`transactions`].
+    fn is_stuck(&self) -> bool {
         let since = *self.call.lock().unwrap_or_else(PoisonError::into_inner);
-        if since.is_some_and(|since| since.elapsed() > transactions::CALL_TIME_MAX) {
+        since.is_some_and(|since| since.elapsed() > transactions::CALL_TIME_MAX)
+    }
+
+    fn give_up_stuck_call(&self) {
+        if self.is_stuck() {
             self.end_step(Err(StepError::Broken("a call of librdkafka does not come back".to_owned())));
         }
     }
@@ -236,7 +242,7 @@ impl KafkaProducer {
         // Order: before the files are read; see `Watched::new`.
         let changes = Arc::new(Changes::new(&options.security));
         let inner = create(&options, &stats, &changes, true)?;
-        Ok(Self { options, stats, inner, changes, successor: None })
+        Ok(Self { options, stats, inner, changes, successor: None, stuck: 0 })
     }
 }
 
@@ -385,6 +391,12 @@ impl Producer for KafkaProducer {
             Some(successor) => successor,
             None => create(&self.options, &self.stats, &self.changes, true)?,
         };
+        if self.inner.shared.is_stuck() {
+            self.stuck += 1;
+        }
+        if self.stuck > transactions::STUCK_MAX {
+            return Err(ProducerError::Stuck(self.stuck));
+        }
         inner.shared.is_in_use.store(true, Ordering::Relaxed);
         self.inner.shared.is_in_use.store(false, Ordering::Relaxed);
         if inner.is_up() && self.stats.kafka.set(LinkState::Up) {
@@ -502,7 +514,13 @@ impl ClientContext for Callbacks {
         }
         self.changes.look();
         self.shared.give_up_stuck_call();
-        let state = if is_up { LinkState::Up } else { LinkState::Down };
+        // Connected is not enough to end a refusal: that takes a record that is delivered.
+        let is_refused = self.stats.kafka.get() == LinkState::Misconfigured;
+        let state = match (is_up, is_refused) {
+            (false, _) => LinkState::Down,
+            (true, true) => LinkState::Misconfigured,
+            (true, false) => LinkState::Up,
+        };
         let is_first = !self.is_judged.swap(true, Ordering::Relaxed);
         // A link that is down from the start has not changed and is worth a line all the same.
         if self.stats.kafka.set(state) || (is_first && !is_up) {

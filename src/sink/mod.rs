@@ -129,13 +129,18 @@ pub enum ProducerError {
     /// A file of a password or of TLS cannot be used: at the start end, later try again once it was mended.
     #[error("the Kafka producer cannot be started: {0}")]
     File(String),
+    /// Calls of librdkafka do not come back, and each holds a producer's memory: end, and start the agent again.
+    #[error(
+        "{0} calls of librdkafka for transactions did not come back; the agent ends so that it is started afresh, nothing is lost"
+    )]
+    Stuck(usize),
 }
 
 impl ProducerError {
     /// The caller's reaction.
     pub fn class(&self) -> Class {
         match self {
-            Self::Setting(_) => Class::Fatal,
+            Self::Setting(_) | Self::Stuck(_) => Class::Fatal,
             Self::File(_) => Class::Retry,
         }
     }

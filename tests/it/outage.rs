@@ -226,6 +226,11 @@ fn what_kafka_refuses_waits_and_is_explained() {
     assert_eq!(producer.finish(USUAL), 300);
     agent.wait_log("Kafka refuses the topic; look at kafka.topic", USUAL);
     assert!(agent.log_count("Kafka refuses the topic") < 3, "it is not said for each event");
+    // The status line of the stop, which does not wait.
+    assert_eq!(agent.stop().code(), Some(0));
+    assert!(agent.log_contains("kafka MISCONFIGURED"), "{:?}", agent.log());
+    agent.begin();
+    agent.wait_ready();
     create_topic_named(kafka.address(), &topic, 1, &[]);
     let reader = Consumer::start(kafka.address(), &topic);
     reader.wait_count(300, USUAL * 3);

@@ -33,6 +33,9 @@ const STEP_TIME: Duration = Duration::from_secs(1);
 /// A call that takes longer is not waited for any more. Ten times [`STEP_TIME`]: none that keeps its limit gets there.
 pub(super) const CALL_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// So many producers may be left behind in such calls, some megabytes and four threads each; with one more the agent ends.
+pub(super) const STUCK_MAX: usize = 4;
+
 /// Pause before a call is repeated that came back at once.
 const REPEAT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -280,7 +283,10 @@ impl ConsumerContext for Silent {}
 
 #[cfg(test)]
 mod tests {
+    use super::super::KafkaProducer;
     use super::*;
+    use crate::config::Config;
+    use crate::sink::Producer as _;
 
     #[test]
     fn a_call_that_does_not_come_back_ends_its_step() {
@@ -293,5 +299,21 @@ mod tests {
         assert_eq!(ended(None), None);
         assert_eq!(ended(Some(CALL_TIME_MAX / 2)), None);
         assert!(matches!(ended(Some(CALL_TIME_MAX * 2)), Some(Err(StepError::Broken(_)))));
+    }
+
+    #[test]
+    fn calls_that_do_not_come_back_do_not_fill_the_memory() {
+        let variables = [("FIELDPOST_AGENT__ID", "a"), ("FIELDPOST_KAFKA__BROKERS", "127.0.0.1:1")];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let options = Config::load(None, variables.into_iter()).unwrap().config.kafka.unwrap();
+        let mut producer = KafkaProducer::start(options, Arc::default()).unwrap();
+        for stuck in 1..=STUCK_MAX + 1 {
+            let long_ago = Instant::now().checked_sub(CALL_TIME_MAX * 2);
+            *producer.inner.shared.call.lock().unwrap() = long_ago;
+            let restarted = producer.restart();
+            assert_eq!(restarted.is_err(), stuck > STUCK_MAX, "{stuck}: {restarted:?}");
+        }
+        let calls = producer.restart().unwrap_err();
+        assert!(calls.to_string().starts_with("6 calls of librdkafka"), "{calls}");
     }
 }
