@@ -219,6 +219,10 @@ impl Dry {
             Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
                 Refusal::Cursor(transactional.cursor_topic.clone())
             }
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                let topic = &transactional.cursor_topic;
+                Refusal::Unknown(format!("topic {topic}, for which its cursor is kept, does not exist yet"))
+            }
             _ => self.refusal(&error),
         })?;
         if topics.is_empty() {
