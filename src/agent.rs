@@ -6,6 +6,7 @@
 //! pings, losses (the last ones are counted), buffer. A second signal ends everything at once; what was acknowledged is
 //! on disk all the same.
 
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,6 +44,9 @@ const INPUT_GRACE: Duration = Duration::from_secs(3);
 
 /// How long the Redis sink may take for its last pipelines; it bounds itself by twice `redis.timeout`.
 const PING_GRACE: Duration = Duration::from_secs(5);
+
+/// How long the last sync may take before the service manager may lose its patience; the agent itself waits for it.
+const CLOSE_GRACE: Duration = Duration::from_secs(10);
 
 /// Name of the one stage without which nothing can be stopped in order.
 const BUFFER: &str = "buffer";
@@ -117,6 +121,7 @@ pub struct Agent {
     config: Config,
     stats: Arc<Stats>,
     listener: Option<unix::Listener>,
+    handed_over: Option<OwnedFd>,
     buffer: Buffer,
     writer: WriterThread,
     producer: KafkaProducer,
@@ -141,6 +146,8 @@ struct Running {
     losses: Step,
     heartbeat: Stages,
     stats: Arc<Stats>,
+    /// The service manager's socket, for a start of the agent by itself.
+    handed_over: Option<OwnedFd>,
     buffer: Buffer,
     device: DeviceWrites,
     notifier: Arc<Notifier>,
@@ -169,7 +176,11 @@ impl Agent {
     pub fn build(config: Config) -> Result<Self, AgentError> {
         let kafka = config.kafka()?.clone();
         let stats = Arc::new(Stats::default());
+        if config.unix.is_none() {
+            unix::leave_unserved();
+        }
         let listener = config.unix.as_ref().map(unix::bind).transpose()?;
+        let handed_over = listener.as_ref().map(unix::Listener::handed_over).transpose()?.flatten();
         let (buffer, writer) = Buffer::open(&config.buffer, system::boot_id(), Arc::default())?;
         let figures = buffer.figures();
         tracing::info!(
@@ -181,7 +192,7 @@ impl Agent {
             "buffer open"
         );
         let producer = KafkaProducer::start(kafka, Arc::clone(&stats))?;
-        Ok(Self { config, stats, listener, buffer, writer, producer })
+        Ok(Self { config, stats, listener, handed_over, buffer, writer, producer })
     }
 
     /// Runs until a signal or until a stage fails, and stops in order. `signals` are those of the whole life of the
@@ -214,7 +225,7 @@ impl Agent {
 
     /// Starts every stage and tells the service manager.
     fn start(self) -> (Running, WriterEnd) {
-        let Self { config, stats, listener, buffer, writer, producer } = self;
+        let Self { config, stats, listener, handed_over, buffer, writer, producer } = self;
         let notifier = Arc::new(Notifier::from_env());
         let (mut inputs, mut drain, mut pings) = (Step::default(), Step::default(), Step::default());
         let (early, late) = ping_ways(config.redis.clone(), &stats, &mut pings);
@@ -249,6 +260,7 @@ impl Agent {
             losses,
             heartbeat,
             stats,
+            handed_over,
             buffer,
             device,
             notifier,
@@ -316,7 +328,8 @@ impl Running {
         if let Err(error) = writer.await {
             tracing::warn!(%error, "the buffer did not close in order");
         }
-        let failure = AgentError::ClockSetBack { seconds, error: system::start_again() };
+        let failure =
+            AgentError::ClockSetBack { seconds, error: system::start_again(self.handed_over.take()) };
         tracing::error!(%failure, "stopping");
         // Not by returning: what would be dropped on the way waits for those threads.
         std::process::exit(exit::TEMPORARY.into())
@@ -324,7 +337,7 @@ impl Running {
 
     /// Stops in order; the first failure counts.
     async fn stop(self, writer: WriterEnd) -> Result<(), AgentError> {
-        self.notifier.stopping();
+        self.notifier.stopping(stop_longest(self.append_timeout, self.stop_grace));
         let settled = self.inputs.end(self.append_timeout + INPUT_GRACE).await;
         // The drain bounds itself by `agent.stop_grace`; its last commit waits for the disk.
         let drained = self.drain.end(self.stop_grace + INPUT_GRACE).await;
@@ -338,6 +351,13 @@ impl Running {
         tracing::info!("{}", status_line(&self.stats, &self.buffer, &self.device));
         closed.and(drained).and(settled).and(pinged).and(counted)
     }
+}
+
+/// The longest orderly stop: each step of [`Running::stop`], one after the other.
+fn stop_longest(append_timeout: Duration, stop_grace: Duration) -> Duration {
+    [append_timeout + INPUT_GRACE, stop_grace + INPUT_GRACE, PING_GRACE, INPUT_GRACE, CLOSE_GRACE]
+        .iter()
+        .sum()
 }
 
 impl Step {
@@ -529,4 +549,27 @@ fn status_line(stats: &Stats, buffer: &Buffer, device: &DeviceWrites) -> String 
         line += &format!(", {name} {}", link.get().word());
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNIT: &str = include_str!("../deploy/systemd/fieldpost.service");
+
+    fn setting(name: &str) -> &'static str {
+        let mut values = UNIT.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let value = values.next().unwrap();
+        assert_eq!(values.next(), None, "{name} stands once");
+        value
+    }
+
+    #[test]
+    fn the_unit_gives_the_stop_its_time_and_gives_up_what_wants_a_human() {
+        let config = Config::load(None, std::iter::empty()).unwrap().config;
+        let longest = stop_longest(config.limits.append_timeout, config.agent.stop_grace);
+        let given: u64 = setting("TimeoutStopSec").strip_suffix('s').unwrap().parse().unwrap();
+        assert!(longest <= Duration::from_secs(given), "{longest:?}");
+        assert_eq!(setting("RestartPreventExitStatus"), format!("{} {}", exit::USAGE, exit::CONFIG));
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -204,9 +205,9 @@ impl Notifier {
         self.send(&format!("STATUS={line}"));
     }
 
-    /// The agent has begun to stop.
-    pub fn stopping(&self) {
-        self.send("STOPPING=1");
+    /// The agent has begun to stop, which may take `longest`: the manager's own time-out for it counts only beyond that.
+    pub fn stopping(&self, longest: Duration) {
+        self.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", longest.as_micros()));
     }
 
     /// The agent is alive. To be called more often than [`Notifier::watchdog_interval`], usually twice as often.
@@ -321,9 +322,16 @@ pub(crate) fn keep_memory_small() {
     }
 }
 
-/// Starts the program again in the same process, as it was started. Returns only when that fails.
-pub(crate) fn start_again() -> io::Error {
-    again(|command| command)
+/// Starts the program again in the same process, as it was started, with the socket that the service manager handed
+/// over. Returns only when that fails.
+pub(crate) fn start_again(handed_over: Option<OwnedFd>) -> io::Error {
+    let Some(socket) = handed_over else { return again(|command| command) };
+    if let Err(error) = rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()) {
+        return error.into();
+    }
+    let first = socket.as_raw_fd().to_string();
+    // LISTEN_PID went when the sockets were taken: without it they are whoever's that reads the others.
+    again(|command| command.env("LISTEN_FDS", "1").env("LISTEN_FDS_FIRST_FD", first))
 }
 
 fn again(change: impl FnOnce(&mut Command) -> &mut Command) -> io::Error {
@@ -436,9 +444,10 @@ mod tests {
         notifier.ready();
         notifier.status("buffer 3 events\nREADY=0");
         notifier.watchdog();
-        notifier.stopping();
+        notifier.stopping(Duration::from_millis(1_500));
         let mut space = [0; 4096];
-        for wanted in ["READY=1", "STATUS=buffer 3 events READY=0", "WATCHDOG=1", "STOPPING=1"] {
+        let stopping = "STOPPING=1\nEXTEND_TIMEOUT_USEC=1500000";
+        for wanted in ["READY=1", "STATUS=buffer 3 events READY=0", "WATCHDOG=1", stopping] {
             let bytes = manager.recv(&mut space).unwrap();
             assert_eq!(std::str::from_utf8(&space[..bytes]).unwrap(), wanted);
         }

@@ -344,7 +344,8 @@ impl Reader {
             self.effect(secret, Ok(Shown::Secret), found.source);
             return Some(Password::Given(read));
         }
-        let path = self.sources.secret_folder().join(path?);
+        let written = path?;
+        let path = self.sources.secret_folder().join(&written);
         let password = Password::File(path.clone());
         match password.read() {
             Ok(_) => {
@@ -352,7 +353,8 @@ impl Reader {
                 Some(password)
             }
             Err(error) => {
-                let problem = self.problem_of(file.name, error.to_string());
+                let what = format!("{error}{}", self.sources.way_to_secret(&written));
+                let problem = self.problem_of(file.name, what);
                 self.problems.push(problem);
                 None
             }
@@ -362,10 +364,11 @@ impl Reader {
     /// A file that the agent reads whenever it needs it, for example a certificate. A relative path starts where those
     /// of secrets do.
     pub(super) fn file(&mut self, key: Key, (absent, example): (&'static str, &str)) -> Option<PathBuf> {
-        let path = self.optional_text(key, "a path", (absent, example), not_empty)?;
-        let path = self.sources.secret_folder().join(path);
+        let written = self.optional_text(key, "a path", (absent, example), not_empty)?;
+        let path = self.sources.secret_folder().join(&written);
         if let Err(error) = std::fs::File::open(&path) {
-            let what = format!("the file {} cannot be read: {error}", path.display());
+            let way = self.sources.way_to_secret(&written);
+            let what = format!("the file {} cannot be read: {error}{way}", path.display());
             let problem = self.problem_of(key.name, what);
             self.problems.push(problem);
             return None;

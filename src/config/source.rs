@@ -103,6 +103,15 @@ impl Sources {
     pub(super) fn secret_folder(&self) -> &Path {
         self.credentials.as_deref().unwrap_or(&self.folder)
     }
+
+    /// A way out when the file at `path`, as it was written, is not there: a command that an operator runs has other
+    /// surroundings than the service.
+    pub(super) fn way_to_secret(&self, path: &Path) -> &'static str {
+        if path.is_absolute() || self.credentials.is_some() || self.secret_folder().join(path).exists() {
+            return "";
+        }
+        "; if systemd passes it to the service, set CREDENTIALS_DIRECTORY=/etc/credstore for this command, as root"
+    }
 }
 
 /// The variable that sets `key`.

@@ -1086,6 +1086,14 @@ fn secrets_come_from_files_and_variables() {
         ),
         "{message}"
     );
+    assert!(
+        message.ends_with("set CREDENTIALS_DIRECTORY=/etc/credstore for this command, as root"),
+        "{message}"
+    );
+    let elsewhere = folder();
+    let message =
+        password(&[("CREDENTIALS_DIRECTORY", &elsewhere.path().display().to_string())]).unwrap_err();
+    assert!(message.ends_with("secret cannot be read: No such file or directory (os error 2)"), "{message}");
     fs::write(credentials.path().join("secret"), "\n").unwrap();
     assert!(
         password(&[("CREDENTIALS_DIRECTORY", &credentials_dir)]).unwrap_err().ends_with("secret is empty")

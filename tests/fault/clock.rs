@@ -148,6 +148,39 @@ fn the_clock_jumps_back_while_kafka_is_away() {
     assert_eq!(agent.lost("invalid").0, 2 * rounds as u64);
 }
 
+/// The agent starts itself again, and goes on with the socket that it was started with: it has no other way to it.
+#[test]
+fn the_clock_is_set_back_under_a_socket_of_the_service_manager() {
+    let topic = topic(&Shared::get().kafka);
+    let clock = Clock::new();
+    let mut agent = Agent::prepare(|config| {
+        config.shared_kafka(&topic);
+        clock.install(config);
+    });
+    let socket = agent.socket();
+    agent.reconfigure(|config| {
+        let path = socket.to_str().unwrap();
+        let passed = ["-E", "LD_PRELOAD", "-E", "FAULT_CLOCK"];
+        config.wrapper(&[&["systemd-socket-activate"], &passed[..], &["--listen", path]].concat());
+    });
+    agent.begin();
+    eventually("the manager listens", USUAL, || socket.exists().then_some(()));
+    let producers = start_producers(&agent, "clock", 1, PACE);
+    for starts in 2..=3 {
+        wait_more(&producers, 100);
+        clock.set(-A_DAY_AHEAD * starts);
+        eventually("the agent starts itself again", USUAL * 2, || {
+            let listening = agent.log_count("inherited=true");
+            (listening == usize::try_from(starts).unwrap()).then_some(())
+        });
+    }
+    wait_more(&producers, 100);
+    let verdict = Tally::start(&Shared::get().kafka, &topic).verdict(&finish(producers));
+    report("clock_set_back_under_a_socket", 2, &verdict, "");
+    verdict.assert_sound();
+    assert_eq!(agent.stop().code(), Some(0));
+}
+
 #[test]
 fn check_compares_this_machines_clock_with_the_brokers() {
     let topic = topic(&Shared::get().kafka);

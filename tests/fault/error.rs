@@ -9,7 +9,8 @@ use std::time::Duration;
 use crate::harness::agent::Agent;
 use crate::harness::flow::{Pace, Producer, start_producers};
 use crate::harness::kafka::create_topic;
-use crate::harness::services::Private;
+use crate::harness::manager::Manager;
+use crate::harness::services::{Private, Shared};
 use crate::harness::wait::{USUAL, within};
 use crate::support::disk::Disk;
 use crate::support::round::{random, report, rounds};
@@ -83,6 +84,38 @@ fn no_space_for_any_write_acknowledges_nothing() {
 #[test]
 fn a_file_system_that_turns_read_only_and_back_is_got_over() {
     calls_fail("turns_read_only", "all", "EROFS");
+}
+
+/// The agent's loop runs, but nothing becomes durable: the service manager hears no sign of life until that is over.
+#[test]
+fn a_disk_that_does_not_answer_silences_the_signs_of_life() {
+    const WATCHDOG: Duration = Duration::from_secs(2);
+    let topic = create_topic(&Shared::get().kafka, 2);
+    let tally = Tally::start(&Shared::get().kafka, &topic);
+    let disk = Disk::ext4(64);
+    let mut agent = Agent::prepare(|config| {
+        disk.install(config);
+        config.shared_kafka(&topic);
+    });
+    let manager = Manager::of(&mut agent, WATCHDOG);
+    agent.begin();
+    assert_eq!(manager.next(USUAL).unwrap().0, "READY=1");
+    let producers =
+        start_producers(&agent, "hang", 2, Pace { rate: Some(400), window: 100, ..Pace::default() });
+    wait_more(&producers, 200);
+    manager.next_of("WATCHDOG=1", USUAL).expect("a sign of life");
+    let frozen = disk.freeze();
+    agent.wait_log("the buffer's writer does not answer", USUAL);
+    manager.catch_up();
+    let sign = manager.next_of("WATCHDOG=1", WATCHDOG * 2);
+    assert_eq!(sign, None, "a manager would have ended the agent by now");
+    drop(frozen);
+    manager.next_of("WATCHDOG=1", USUAL).expect("a sign of life");
+    wait_more(&producers, 200);
+    let verdict = tally.verdict(&finish(producers));
+    report("disk_does_not_answer", 1, &verdict, "");
+    verdict.assert_sound();
+    assert_eq!(agent.stop().code(), Some(0));
 }
 
 /// The kernel finds an error in its ext4 and makes it read-only for good: it takes a repair and a start.

@@ -1,6 +1,5 @@
 //! The process as its surroundings see it: service manager, log, exit codes.
 
-use std::os::unix::net::UnixDatagram;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -9,34 +8,17 @@ use serde_json::Value;
 use crate::harness::agent::{Agent, fieldpost};
 use crate::harness::flow::{Pace, Producer, pass};
 use crate::harness::kafka::create_topic;
+use crate::harness::manager::Manager;
 use crate::harness::services::Shared;
 use crate::harness::unique;
-use crate::harness::wait::{USUAL, eventually, scaled, within};
-
-/// The service manager's end of `NOTIFY_SOCKET`.
-struct Manager(UnixDatagram);
-
-impl Manager {
-    /// The next message, with the time at which it came.
-    fn next(&self, patience: Duration) -> Option<(String, Instant)> {
-        self.0.set_read_timeout(Some(scaled(patience))).unwrap();
-        let mut space = [0; 4096];
-        let bytes = self.0.recv(&mut space).ok()?;
-        Some((String::from_utf8(space[..bytes].to_vec()).unwrap(), Instant::now()))
-    }
-}
+use crate::harness::wait::{USUAL, eventually, scaled};
 
 fn agent_with_manager(watchdog: Duration) -> (Agent, Manager) {
     let topic = create_topic(&Shared::get().kafka, 1);
     let mut agent = Agent::prepare(|config| {
         config.shared_kafka(&topic);
     });
-    let path = agent.home().join("notify");
-    let manager = Manager(UnixDatagram::bind(&path).unwrap());
-    agent.reconfigure(|config| {
-        config.environment("NOTIFY_SOCKET", path.to_str().unwrap());
-        config.environment("WATCHDOG_USEC", &watchdog.as_micros().to_string());
-    });
+    let manager = Manager::of(&mut agent, watchdog);
     agent.begin();
     (agent, manager)
 }
@@ -67,11 +49,8 @@ fn the_service_manager_is_kept_informed() {
     eventually("the log says the same", USUAL, || agent.log_contains(line).then_some(()));
     producer.finish(USUAL);
     agent.term();
-    let last = within(scaled(USUAL), || {
-        let (message, _) = manager.next(Duration::from_secs(1))?;
-        (message == "STOPPING=1").then_some(())
-    });
-    assert!(last.is_some(), "STOPPING=1 comes");
+    // 5 s for the socket's events, 10 s for Kafka's confirmations, and 24 s for everything else.
+    assert_eq!(manager.next_of("STOPPING", USUAL).unwrap(), "STOPPING=1\nEXTEND_TIMEOUT_USEC=39000000");
     assert_eq!(agent.wait_exit(USUAL).code(), Some(0));
 }
 
@@ -99,7 +78,7 @@ fn a_process_that_hangs_is_silent() {
     assert_eq!(manager.next(USUAL).unwrap().0, "WATCHDOG=1");
     agent.signal(rustix::process::Signal::STOP);
     pass(Duration::from_millis(300));
-    while manager.next(Duration::from_millis(1)).is_some() {}
+    manager.catch_up();
     assert!(manager.next(Duration::from_secs(1)).is_none());
     agent.signal(rustix::process::Signal::CONT);
     assert_eq!(manager.next(USUAL).unwrap().0, "WATCHDOG=1");

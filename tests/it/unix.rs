@@ -640,3 +640,23 @@ fn a_socket_of_the_service_manager_is_taken() {
     assert_eq!(agent.stop().code(), Some(0));
     assert!(socket.exists(), "its file belongs to the manager");
 }
+
+/// A producer that connects would wait for ever, and nobody would know why.
+#[test]
+fn a_socket_of_the_service_manager_that_nobody_serves_is_named() {
+    let mut agent = Agent::prepare(|config| {
+        config.kafka("127.0.0.1:9", "nowhere").unset("unix.path");
+    });
+    let socket = agent.home().join("activated.sock");
+    let path = socket.to_str().unwrap().to_owned();
+    agent.reconfigure(|config| {
+        config.wrapper(&["systemd-socket-activate", "--listen", &path]);
+    });
+    agent.begin();
+    eventually("the manager listens", USUAL, || socket.exists().then_some(()));
+    let _client = eventually("it connects", USUAL, || UnixClient::connect(&socket).ok());
+    let line = agent.wait_log("handed over a socket", USUAL);
+    assert!(line.contains("WARN") && line.contains("unix.path"), "{line}");
+    agent.wait_log("ready", USUAL);
+    assert_eq!(agent.stop().code(), Some(0));
+}

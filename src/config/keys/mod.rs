@@ -138,7 +138,8 @@ fn agent(r: &mut Reader, host_name: &str) -> Agent {
     let stop_grace = r.duration(
         Key {
             name: "agent.stop_grace",
-            meaning: "Longest wait for Kafka's confirmations when stopping; below the service manager's stop time-out.",
+            meaning: "Longest wait for Kafka's confirmations when stopping; the service manager is told how long the stop \
+                      may take with it.",
             delivery: "What is unconfirmed by then stays in the buffer and is sent again after the start.",
         },
         secs(10),

@@ -37,6 +37,17 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// The socket once more, if the service manager handed it over: to be kept for a start of the agent by itself.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn handed_over(&self) -> io::Result<Option<OwnedFd>> {
+        match self.file {
+            None => Ok(Some(self.socket.try_clone()?.into())),
+            Some(_) => Ok(None),
+        }
+    }
+
     pub(super) fn into_parts(self) -> (UnixListener, Option<SocketFile>) {
         (self.socket, self.file)
     }
@@ -55,6 +66,16 @@ pub fn bind_socket(options: &Options) -> Result<Listener, UnixError> {
     };
     listener.socket.set_nonblocking(true).map_err(|source| failed("set up", &options.path, source))?;
     Ok(listener)
+}
+
+/// The socket of an input that is off: says so if the service manager handed one over, because producers can connect to
+/// it and would wait for an answer.
+pub fn leave_unserved() {
+    if inherited().is_some() {
+        tracing::warn!(
+            "the service manager handed over a socket that nobody serves: set unix.path, or disable the socket's unit"
+        );
+    }
 }
 
 fn inherited() -> Option<UnixListener> {

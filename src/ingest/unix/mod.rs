@@ -56,7 +56,7 @@ pub(crate) use connection::BATCH_BYTES;
 use connection::Connection;
 pub(crate) use connection::line_bytes_max;
 pub(crate) use lines::is_blank;
-pub use listener::{Listener, bind_socket as bind};
+pub use listener::{Listener, bind_socket as bind, leave_unserved};
 use reply::{Code, Reply};
 
 /// Where the socket is and what it may cost.

@@ -99,6 +99,13 @@ impl Disk {
         });
     }
 
+    /// Whatever writes to it waits, until [`Frozen`] is dropped: a disk that does not answer.
+    #[track_caller]
+    pub(crate) fn freeze(&self) -> Frozen<'_> {
+        run("fsfreeze", &["--freeze", text(&self.point)]);
+        Frozen(self)
+    }
+
     /// What `error` the kernel reports for its own file system: it becomes read-only at once, for everybody.
     #[track_caller]
     pub(crate) fn fail_read_only(&self) {
@@ -178,6 +185,18 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // When the test has failed with the agent on it: lazily, it goes with the last open file.
         let _gone = try_run("umount", &["-l", text(&self.point)]);
+    }
+}
+
+/// A disk answers again on drop.
+pub(crate) struct Frozen<'a>(&'a Disk);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        // Also when the test has failed: the agent cannot even be killed before.
+        if let Err(problem) = try_run("fsfreeze", &["--unfreeze", text(&self.0.point)]) {
+            eprintln!("{problem}");
+        }
     }
 }
 
