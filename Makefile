@@ -26,12 +26,18 @@ fault: ## The fault suite (ten minutes, root): crashes, power cuts, bad disks an
 	@((EUID == 0)) || { echo 'make fault needs root and loop devices: it fills, cuts off and damages file systems of its own' >&2; exit 69; }
 	$(SERVICES) run -- unshare --mount cargo test --locked --test fault -- --test-threads 2 --nocapture $(ARGS)
 
+.PHONY: boot
+boot: ## The units of deploy/systemd under a systemd that is booted for it (two minutes, root): sandbox, restarts, watchdog
+	@((EUID == 0)) || { echo 'make boot needs root: it boots a systemd in name spaces of its own' >&2; exit 69; }
+	cargo build --locked
+	$(SERVICES) run kafka -- tests/boot/run target/debug/fieldpost
+
 .PHONY: lint
 lint: ## Format, clippy and documentation, warnings as errors; the shell scripts when shellcheck is there
 	cargo fmt --check
 	cargo clippy --locked --all-targets --test fault -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
-	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) .ci/run; fi
+	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) .ci/run tests/boot/run; fi
 
 .PHONY: fmt
 fmt: ## Format the source

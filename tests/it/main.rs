@@ -34,4 +34,5 @@ mod redis;
 mod routes;
 mod security;
 mod services_obey;
+mod systemd;
 mod unix;
