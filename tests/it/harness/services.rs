@@ -123,18 +123,18 @@ impl Drop for Slot {
 impl Private {
     #[track_caller]
     pub(crate) fn kafka() -> Self {
-        Self::launch(Service::Kafka, "", &[])
+        Self::launch(Service::Kafka, &[], &[])
     }
 
     /// Forgets what it held when it is killed.
     #[track_caller]
     pub(crate) fn registry() -> Self {
-        Self::launch(Service::Registry, "", &[])
+        Self::launch(Service::Registry, &[], &[])
     }
 
     #[track_caller]
     pub(crate) fn redis() -> Self {
-        Self::launch(Service::Redis, "", &[])
+        Self::launch(Service::Redis, &[], &[])
     }
 
     #[track_caller]
@@ -143,25 +143,31 @@ impl Private {
             Persistence::On => "on",
             Persistence::Off => "off",
         };
-        Self::launch(Service::Mosquitto, "", &["--mosquitto-persistence", on_or_off])
+        Self::launch(Service::Mosquitto, &[], &["--mosquitto-persistence", on_or_off])
     }
 
     /// With lines of its own at the end of the service's configuration. `@PORT@`, `@SPARE_PORT@` and `@DIR@`
     /// (where [`Private::file`] puts files) are replaced.
     #[track_caller]
     pub(crate) fn with_settings(service: Service, settings: &str) -> Self {
-        Self::launch(service, settings, &[])
+        Self::launch(service, &[("extra", settings)], &[])
+    }
+
+    /// A Mosquitto with this configuration and nothing else; replaced as in [`Private::with_settings`].
+    #[track_caller]
+    pub(crate) fn mosquitto_alone(configuration: &str) -> Self {
+        Self::launch(Service::Mosquitto, &[("extra", configuration), ("alone", "")], &[])
     }
 
     #[track_caller]
-    fn launch(service: Service, settings: &str, options: &[&str]) -> Self {
+    fn launch(service: Service, files: &[(&str, &str)], options: &[&str]) -> Self {
         // One Kafka per test at most: two tests that wait for their second one would wait for ever.
         let slot = (service == Service::Kafka).then(Slot::take);
         let folder =
             tempfile::Builder::new().prefix("fieldpost-services-").tempdir().expect("a temporary folder");
-        if !settings.is_empty() {
-            let extra = folder.path().join(format!("{}.extra", service.name()));
-            std::fs::write(extra, settings).expect("the temporary folder is writable");
+        for (kind, text) in files {
+            let path = folder.path().join(format!("{}.{kind}", service.name()));
+            std::fs::write(path, text).expect("the temporary folder is writable");
         }
         let mut private = Self { service, address: String::new(), spare_port: 0, folder, _slot: slot };
         // Should this process be killed, its services go at the next `up` or `run`.

@@ -3,6 +3,7 @@
 //! The agent reaches the broker through a [`Tap`]: the promise is about acknowledgements, and these are seen nowhere
 //! but on the wire.
 
+mod deployed;
 mod events;
 mod faults;
 mod full;
