@@ -634,7 +634,7 @@ fn a_socket_of_the_service_manager_is_taken() {
     let mut client = eventually("it connects", USUAL, || UnixClient::connect(&socket).ok());
     client.send_line(&line_of("activated", 0, 0));
     client.wait_ack(1, USUAL);
-    assert!(agent.log_contains("inherited=true"));
+    agent.wait_log("inherited=true", USUAL);
     assert!(!own.exists());
     assert_eq!(records(&topic, 1)[0].key_text(), "activated");
     assert_eq!(agent.stop().code(), Some(0));
