@@ -197,7 +197,7 @@ impl Formatter {
         number(&mut self.seq, seq.0);
         number(&mut self.boot_us, event.received.boot_us);
         self.time.clear();
-        match event.timestamp {
+        match event.timestamp.filter(|text| is_plain(text)) {
             Some(text) => self.time.extend_from_slice(text.as_bytes()),
             None => rfc3339(event.received.wall_us, &mut self.time),
         }
@@ -319,6 +319,11 @@ pub fn event_ms(event: &Event<'_>) -> i64 {
     // The text was parsed at admission; what an older format let through falls back to the time of admission.
     let parsed = event.timestamp.and_then(|text| text.parse::<jiff::Timestamp>().ok());
     parsed.map_or(event.received.wall_us / 1000, jiff::Timestamp::as_millisecond)
+}
+
+/// Whether JSON takes a text as it is. Admission parses times; what something else has stored must not break an envelope.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
 }
 
 fn number(out: &mut Vec<u8>, n: u64) {
