@@ -2,7 +2,7 @@
 //!
 //! Readers take part in no group and see committed records only (`read_committed`), as a careful consumer does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -150,7 +150,8 @@ pub(crate) fn consume_count(brokers: &str, topic: &str, count: usize, patience: 
     consume_until(brokers, topic, patience, |records| records.len() >= count)
 }
 
-/// Everything that `topic` holds now, from the beginning to the end of each partition.
+/// Everything that `topic` holds now, from the beginning to the end of each partition. What is written meanwhile may be
+/// among it.
 #[track_caller]
 pub(crate) fn read_all(brokers: &str, topic: &str) -> Vec<Record> {
     let deadline = Instant::now() + scaled(USUAL);
@@ -315,7 +316,8 @@ impl Consumer {
 /// All partitions of a topic, from the beginning.
 struct Reader {
     consumer: BaseConsumer,
-    partitions: BTreeSet<i32>,
+    /// The end of each partition, as it was at the beginning: who writes meanwhile moves it on and on.
+    ends: BTreeMap<i32, i64>,
     ended: BTreeSet<i32>,
 }
 
@@ -332,23 +334,32 @@ impl Reader {
             .create()
             .expect("a consumer");
         // The agent under test may be the one that creates the topic, with its first record.
-        let partitions = eventually("the topic to read exists", patience, || {
+        let ends = eventually("the topic to read exists", patience, || {
             let metadata = consumer.fetch_metadata(Some(topic), LOOK * 10).ok()?;
             let found = metadata.topics().first().filter(|found| found.error().is_none())?;
-            let ids: BTreeSet<i32> = found.partitions().iter().map(|partition| partition.id()).collect();
-            (!ids.is_empty()).then_some(ids)
+            let end = |id| Some((id, consumer.fetch_watermarks(topic, id, LOOK * 10).ok()?.1));
+            let ends: Option<BTreeMap<i32, i64>> =
+                found.partitions().iter().map(|partition| end(partition.id())).collect();
+            ends.filter(|ends| !ends.is_empty())
         });
         let mut list = TopicPartitionList::new();
-        for partition in &partitions {
+        for partition in ends.keys() {
             list.add_partition_offset(topic, *partition, Offset::Beginning).expect("a valid offset");
         }
         consumer.assign(&list).expect("partitions can be assigned");
-        Self { consumer, partitions, ended: BTreeSet::new() }
+        Self { consumer, ends, ended: BTreeSet::new() }
     }
 
     fn next(&mut self, wait: Duration) -> Option<Record> {
         match self.consumer.poll(wait)? {
-            Ok(message) => Some(Record::of(&message)),
+            Ok(message) => {
+                let partition = message.partition();
+                if self.ends.get(&partition).is_some_and(|end| message.offset() + 1 >= *end) {
+                    self.ended.insert(partition);
+                }
+                Some(Record::of(&message))
+            }
+            // Needed where the last thing in a partition is the mark of a transaction.
             Err(KafkaError::PartitionEOF(partition)) => {
                 self.ended.insert(partition);
                 None
@@ -359,7 +370,7 @@ impl Reader {
     }
 
     fn is_at_the_end(&self) -> bool {
-        self.ended == self.partitions
+        self.ends.keys().all(|partition| self.ended.contains(partition))
     }
 }
 
