@@ -3,12 +3,14 @@
 mod ask;
 pub mod buffer;
 pub mod check;
+pub mod completions;
 pub mod config;
 pub mod dead_letter;
 pub mod demo;
 pub mod exit;
 mod line;
 pub mod load;
+pub mod man;
 mod routes;
 pub mod run;
 pub mod schema;
@@ -41,6 +43,8 @@ enum Command {
     DeadLetter(dead_letter::Args),
     Schema(schema::Args),
     Demo(demo::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 const AFTER_HELP: &str = "\
@@ -94,6 +98,8 @@ impl Cli {
             Command::DeadLetter(args) => args.run(),
             Command::Schema(args) => args.run(),
             Command::Demo(args) => args.run(),
+            Command::Completions(args) => args.run(),
+            Command::Man(args) => args.run(),
         }
     }
 }
@@ -114,8 +120,36 @@ mod tests {
         Cli::command().debug_assert();
         assert_eq!(code(&["check", "--offline", "--timeout", "500ms"]), None);
         assert_eq!(code(&["--version"]), Some(ExitCode::SUCCESS));
+        assert_eq!(code(&["man", "buffer", "status"]), None);
         for wrong in [&[][..], &["chek"], &["check", "--timeout", "5"], &["config", "--example", "--json"]] {
             assert_eq!(code(wrong), Some(exit::USAGE.into()), "{wrong:?}");
         }
+    }
+
+    /// `fieldpost buffer status` and every command in it.
+    fn each(command: &clap::Command, look: &mut impl FnMut(&clap::Command)) {
+        look(command);
+        for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
+            each(below, look);
+        }
+    }
+
+    #[test]
+    fn each_command_teaches_by_an_example_and_tells_its_exit_codes() {
+        let mut root = Cli::command();
+        root.build();
+        each(&root, &mut |command| {
+            let name = command.get_bin_name().unwrap_or("fieldpost");
+            let help = command.clone().render_long_help().to_string();
+            let (_, below) = help.split_once("Examples:").unwrap_or_else(|| panic!("{name}"));
+            let (examples, codes) = below.split_once("Exit codes:").unwrap_or((below, ""));
+            assert!(examples.contains(name), "{name} shows another command");
+            // `fieldpost buffer` alone only leads to its commands.
+            assert!(codes.contains("64") || command.has_subcommands(), "{name}");
+            assert!(command.get_about().is_some(), "{name}");
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{name} {argument}");
+            }
+        });
     }
 }

@@ -27,7 +27,8 @@ Examples:
 
 Exit codes:
   0   stopped in order        70  a stage failed (a bug)       74  buffer or socket unusable
-  75  stopped by a second signal, or the system refused        78  invalid configuration";
+  64  wrong command line      78  invalid configuration, or a twin has taken over
+  75  stopped by a second signal, or the system refused";
 
 impl Args {
     /// Runs the agent; the code to exit with.

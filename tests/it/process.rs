@@ -137,6 +137,24 @@ fn exit_codes_say_what_to_do() {
 
 /// Every mistake at once, each with its key; nothing runs.
 #[test]
+fn bash_completes_commands_and_options() {
+    let (code, script, _) = output(&["completions", "bash"]);
+    assert_eq!(code, Some(0));
+    for (words, wanted) in [
+        ("fieldpost buf", "buffer"),
+        ("fieldpost dead-letter re", "retry"),
+        ("fieldpost check --off", "--offline"),
+    ] {
+        let asks = format!(
+            "{script}\nCOMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+             _fieldpost fieldpost \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; echo \"${{COMPREPLY[*]}}\""
+        );
+        let bash = std::process::Command::new("bash").args(["-c", &asks]).output().expect("bash is there");
+        assert_eq!(String::from_utf8_lossy(&bash.stdout).trim(), wanted, "{words}: {bash:?}");
+    }
+}
+
+#[test]
 fn a_bad_configuration_is_refused_whole() {
     let mut agent = Agent::spawn(|config| {
         config.kafka("127.0.0.1:9", "a topic").set("buffer.max_bytes", "1 KiB").set("kafka.topik", "x");
