@@ -330,7 +330,7 @@ impl Running {
         }
         let failure =
             AgentError::ClockSetBack { seconds, error: system::start_again(self.handed_over.take()) };
-        tracing::error!(%failure, "stopping");
+        tracing::error!(%failure, "stopping: the program cannot be started again in place");
         // Not by returning: what would be dropped on the way waits for those threads.
         std::process::exit(exit::TEMPORARY.into())
     }

@@ -35,4 +35,5 @@ mod routes;
 mod security;
 mod services_obey;
 mod systemd;
+mod troubleshooting;
 mod unix;
