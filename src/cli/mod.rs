@@ -1,6 +1,7 @@
 //! The command line: one file per command, each with its `Args` and a `run` that returns the exit code.
 
 mod ask;
+pub mod bench;
 pub mod buffer;
 pub mod check;
 pub mod completions;
@@ -42,6 +43,7 @@ enum Command {
     Buffer(buffer::Args),
     DeadLetter(dead_letter::Args),
     Schema(schema::Args),
+    Bench(bench::Args),
     Demo(demo::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -97,6 +99,7 @@ impl Cli {
             Command::Buffer(args) => args.run(),
             Command::DeadLetter(args) => args.run(),
             Command::Schema(args) => args.run(),
+            Command::Bench(args) => args.run(),
             Command::Demo(args) => args.run(),
             Command::Completions(args) => args.run(),
             Command::Man(args) => args.run(),

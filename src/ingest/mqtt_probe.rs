@@ -5,6 +5,7 @@
 //! copy of what is published in that moment comes to it and is thrown away; the agent gets its own all the same. Filters of
 //! shared subscriptions are left out, of which each publish goes to one subscriber only.
 
+pub mod publisher;
 mod session;
 
 use std::time::Duration;

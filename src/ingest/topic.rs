@@ -98,6 +98,18 @@ impl TopicTemplate {
         &self.filter
     }
 
+    /// A topic that the filter matches and that says this of its event; `fill` stands where a level means nothing.
+    pub fn topic(&self, captures: Captures<'_>, fill: &str) -> String {
+        let levels = self.levels.iter().map(|level| match level {
+            Level::Text(text) => text,
+            Level::Any | Level::Rest => fill,
+            Level::Capture(Name::Kind) => captures.kind.unwrap_or(fill),
+            Level::Capture(Name::SourceType) => captures.source_type.unwrap_or(fill),
+            Level::Capture(Name::SourceId) => captures.source_id.unwrap_or(fill),
+        });
+        levels.collect::<Vec<&str>>().join("/")
+    }
+
     /// What `topic` says, or `None` when the filter does not match it.
     pub fn capture<'t>(&self, topic: &'t str) -> Option<Captures<'t>> {
         // MQTT 4.7.2: a leading wildcard does not match the broker's own topics ($SYS and the like).

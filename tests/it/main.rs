@@ -11,6 +11,7 @@
     reason = "a test that cannot go on fails by panicking, with the place and the reason"
 )]
 
+mod bench;
 mod buffer;
 mod check;
 mod consumers;

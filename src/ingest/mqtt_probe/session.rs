@@ -124,6 +124,40 @@ impl Session for V5 {
     }
 }
 
+/// MQTT 3.1.1 with a session that ends with the connection.
+pub(super) fn v4_options(options: &Options, client_id: String) -> Result<rumqttc::MqttOptions, ProbeError> {
+    let mut connect = rumqttc::MqttOptions::new(client_id, options.host.clone(), options.port);
+    let packet_bytes_max = usize::try_from(PACKET_BYTES_MAX).unwrap_or(usize::MAX);
+    connect
+        .set_clean_session(true)
+        .set_keep_alive(KEEP_ALIVE)
+        .set_max_packet_size(packet_bytes_max, packet_bytes_max);
+    let access = options.access().map_err(|error| ProbeError::File(error.to_string()))?;
+    if let Some(Login { username, password }) = access.login {
+        connect.set_credentials(username, password.reveal());
+    }
+    if let Some(connector) = access.connector {
+        connect.set_transport(Transport::tls_with_config(connector.into()));
+    }
+    Ok(connect)
+}
+
+/// Why an MQTT 3.1.1 connection was not made, or ended.
+pub(super) fn v4_error(options: &Options, error: rumqttc::ConnectionError) -> ProbeError {
+    use mqttbytes::v4::ConnectReturnCode;
+    let rumqttc::ConnectionError::ConnectionRefused(code) = error else {
+        return unreachable(options, &error);
+    };
+    ProbeError::Refused(match code {
+        ConnectReturnCode::BadUserNamePassword => WRONG_LOGIN.to_owned(),
+        ConnectReturnCode::NotAuthorized => not_authorized(options),
+        ConnectReturnCode::RefusedProtocolVersion => {
+            "it does not speak MQTT 3.1.1; set mqtt.protocol = 5".to_owned()
+        }
+        other => format!("{other:?}"),
+    })
+}
+
 pub(super) struct V4 {
     options: Options,
     client: rumqttc::AsyncClient,
@@ -132,20 +166,8 @@ pub(super) struct V4 {
 
 impl V4 {
     pub(super) fn open(options: &Options, client_id: String) -> Result<Self, ProbeError> {
-        let mut connect = rumqttc::MqttOptions::new(client_id, options.host.clone(), options.port);
-        let packet_bytes_max = usize::try_from(PACKET_BYTES_MAX).unwrap_or(usize::MAX);
-        connect
-            .set_clean_session(true)
-            .set_manual_acks(true)
-            .set_keep_alive(KEEP_ALIVE)
-            .set_max_packet_size(packet_bytes_max, packet_bytes_max);
-        let access = options.access().map_err(|error| ProbeError::File(error.to_string()))?;
-        if let Some(Login { username, password }) = access.login {
-            connect.set_credentials(username, password.reveal());
-        }
-        if let Some(connector) = access.connector {
-            connect.set_transport(Transport::tls_with_config(connector.into()));
-        }
+        let mut connect = v4_options(options, client_id)?;
+        connect.set_manual_acks(true);
         let (client, events) = rumqttc::AsyncClient::new(connect, REQUESTS_MAX);
         Ok(Self { options: options.clone(), client, events: Box::new(events) })
     }
@@ -154,7 +176,7 @@ impl V4 {
 impl Session for V4 {
     async fn next(&mut self) -> Result<Heard, ProbeError> {
         use mqttbytes::QoS;
-        use mqttbytes::v4::{ConnectReturnCode, Packet, SubscribeReasonCode};
+        use mqttbytes::v4::{Packet, SubscribeReasonCode};
         Ok(match Box::pin(self.events.poll()).await {
             Ok(rumqttc::Event::Incoming(Packet::ConnAck(_))) => Heard::Connected,
             Ok(rumqttc::Event::Incoming(Packet::SubAck(answer))) => {
@@ -170,17 +192,7 @@ impl Session for V4 {
                 Heard::Publish(publish.topic.into_bytes(), publish.payload)
             }
             Ok(_) => Heard::Other,
-            Err(rumqttc::ConnectionError::ConnectionRefused(code)) => {
-                return Err(ProbeError::Refused(match code {
-                    ConnectReturnCode::BadUserNamePassword => WRONG_LOGIN.to_owned(),
-                    ConnectReturnCode::NotAuthorized => not_authorized(&self.options),
-                    ConnectReturnCode::RefusedProtocolVersion => {
-                        "it does not speak MQTT 3.1.1; set mqtt.protocol = 5".to_owned()
-                    }
-                    other => format!("{other:?}"),
-                }));
-            }
-            Err(error) => return Err(unreachable(&self.options, &error)),
+            Err(error) => return Err(v4_error(&self.options, error)),
         })
     }
 
