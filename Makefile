@@ -37,7 +37,11 @@ lint: ## Format, clippy and documentation, warnings as errors; the shell scripts
 	cargo fmt --check
 	cargo clippy --locked --all-targets --test fault -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
-	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) .ci/run tests/boot/run; fi
+	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) deploy/supply/check .ci/run tests/boot/run; fi
+
+.PHONY: supply
+supply: ## Licences, sources, duplicates and known weaknesses of every crate; ARGS=--advisories: not without the database
+	deploy/supply/check $(ARGS)
 
 .PHONY: fmt
 fmt: ## Format the source

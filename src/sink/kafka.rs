@@ -93,7 +93,7 @@ pub const OWN_PROPERTIES: [(&str, &str); 5] = [
 ];
 
 /// Properties that are set only where the configuration says nothing else.
-const DEFAULT_PROPERTIES: [(&str, &str); 5] = [
+const DEFAULT_PROPERTIES: [(&str, &str); 6] = [
     // A restarted broker is found within 2 s of its return.
     ("reconnect.backoff.ms", "100"),
     ("reconnect.backoff.max.ms", "2000"),
@@ -102,6 +102,8 @@ const DEFAULT_PROPERTIES: [(&str, &str); 5] = [
     ("batch.size", "524288"),
     // How soon a link that died, or came back while nothing is sent, is noticed.
     ("statistics.interval.ms", "2000"),
+    // Figures that nobody asked the brokers to collect, and an answer that can end the process (librdkafka 5577).
+    ("enable.metrics.push", "false"),
 ];
 
 /// How often it is said that Kafka refuses the agent: the client tries again without end.

@@ -225,6 +225,14 @@ mod tests {
     }
 
     #[test]
+    fn brokers_get_no_figures_unless_the_configuration_says_so() {
+        let mut options = options("127.0.0.1:9");
+        assert_eq!(client_config(&options).unwrap().get("enable.metrics.push"), Some("false"));
+        options.properties = vec![("enable.metrics.push".to_owned(), "true".to_owned())];
+        assert_eq!(client_config(&options).unwrap().get("enable.metrics.push"), Some("true"));
+    }
+
+    #[test]
     fn properties_are_librdkafkas() {
         let mut options = options("127.0.0.1:9");
         options.properties = vec![("socket.keepalive.enable".to_owned(), "true".to_owned())];

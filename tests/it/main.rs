@@ -35,6 +35,7 @@ mod redis;
 mod routes;
 mod security;
 mod services_obey;
+mod supply;
 mod systemd;
 mod troubleshooting;
 mod unix;
