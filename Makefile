@@ -33,11 +33,17 @@ boot: ## The units of deploy/systemd under a systemd that is booted for it (two 
 	$(SERVICES) run kafka -- tests/boot/run target/debug/fieldpost
 
 .PHONY: lint
-lint: ## Format, clippy and documentation, warnings as errors; the shell scripts when shellcheck is there
+lint: ## Format, clippy and documentation, warnings as errors; scripts and workflows when shellcheck, actionlint, zizmor are there
 	cargo fmt --check
 	cargo clippy --locked --all-targets --test fault -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
-	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) deploy/supply/check .ci/run tests/boot/run; fi
+	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) deploy/supply/check deploy/dist/build .ci/run tests/boot/run; fi
+	if command -v actionlint >/dev/null; then actionlint; fi
+	if command -v zizmor >/dev/null; then zizmor --offline --quiet .github/workflows; fi
+
+.PHONY: dist
+dist: ## All files of a release into target/dist: binaries, packages, licences, list of parts, sums; ARGS=--rehearse: of what is no release yet
+	deploy/dist/build $(ARGS)
 
 .PHONY: supply
 supply: ## Licences, sources, duplicates and known weaknesses of every crate; ARGS=--advisories: not without the database

@@ -85,7 +85,7 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     all
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     for (path, content) in contents(from) {
         let path = to.join(path.strip_prefix(from).unwrap());
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -147,3 +147,28 @@ fn the_c_code_is_of_the_releases_that_the_page_looks_at() {
     let known: BTreeSet<&str> = in_c.into_iter().chain(elsewhere).collect();
     assert_eq!(links, known, "crates with C code, or bindings");
 }
+
+/// A tag of somebody else's repository can be moved; a commit cannot.
+#[test]
+fn workflows_run_others_code_by_commit_and_images_by_digest() {
+    let mut used = 0;
+    for name in ["ci.yml", "release.yml"] {
+        let text = read(&format!(".github/workflows/{name}"));
+        for line in text.lines().map(|line| line.trim().trim_start_matches("- ")) {
+            let is_hex = |digest: &str, length| {
+                digest.len() == length && digest.bytes().all(|b| b.is_ascii_hexdigit())
+            };
+            if let Some(action) = line.strip_prefix("uses: ") {
+                let (_, pinned) = action.split_once('@').unwrap();
+                let (commit, version) = pinned.split_once(" # v").unwrap_or_else(|| panic!("{name}: {line}"));
+                assert!(is_hex(commit, 40) && version.contains('.'), "{name}: {line}");
+                used += 1;
+            } else if let Some(image) = line.strip_prefix("container: ").or(line.strip_prefix("image: ")) {
+                let (_, digest) = image.split_once("@sha256:").unwrap_or_else(|| panic!("{name}: {line}"));
+                assert!(is_hex(digest, 64), "{name}: {line}");
+                used += 1;
+            }
+        }
+    }
+    assert!(used > 5, "{used}");
+}
