@@ -36,8 +36,9 @@ boot: ## The units of deploy/systemd under a systemd that is booted for it (two 
 lint: ## Format, clippy and documentation, warnings as errors; scripts and workflows when shellcheck, actionlint, zizmor are there
 	cargo fmt --check
 	cargo clippy --locked --all-targets --test fault -- -D warnings
+	cargo clippy --locked --no-default-features --lib --bins -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
-	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) deploy/supply/check deploy/dist/build .ci/run tests/boot/run; fi
+	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) $(filter-out %/order,$(wildcard deploy/arm/*)) deploy/supply/check deploy/dist/build .ci/run tests/boot/run; fi
 	if command -v actionlint >/dev/null; then actionlint; fi
 	if command -v zizmor >/dev/null; then zizmor --offline --quiet .github/workflows; fi
 
@@ -72,6 +73,27 @@ fuzz: ## Each fuzz target for FUZZ_SECONDS (60), on the nightly toolchain
 coverage: ## Line coverage of all tests, the agent's own process included, into target/coverage
 	@cargo tarpaulin --version >/dev/null 2>&1 || { echo 'cargo-tarpaulin is missing: cargo install cargo-tarpaulin --locked' >&2; exit 69; }
 	$(SERVICES) run -- cargo tarpaulin --locked --engine llvm --follow-exec --skip-clean --timeout 1800 --target-dir target/coverage/build --output-dir target/coverage --out html --out stdout $(ARGS)
+
+.PHONY: arm
+arm: ## Static binaries for aarch64, armv7 and x86-64 into target/arm, checked: size, a start under qemu, memory
+	deploy/arm/build
+	deploy/arm/build --minimal armv7-unknown-linux-musleabihf
+	deploy/arm/check
+	$(SERVICES) run -- deploy/arm/check memory
+
+.PHONY: arm-test
+arm-test: ## What the ARM binaries do under qemu (two hours): the long list of tests on both, a buffer that goes between all
+	deploy/arm/test exchange
+	$(SERVICES) run -- deploy/arm/test aarch64-unknown-linux-musl --long
+	$(SERVICES) run -- deploy/arm/test armv7-unknown-linux-musleabihf --long
+
+.PHONY: arm-ci
+arm-ci: ## The part of both for every change: aarch64 from its source to the core of the tests
+	cargo build --locked
+	deploy/arm/build aarch64-unknown-linux-musl
+	deploy/arm/check aarch64-unknown-linux-musl
+	deploy/arm/test exchange host aarch64-unknown-linux-musl host
+	$(SERVICES) run -- deploy/arm/test aarch64-unknown-linux-musl
 
 .PHONY: services-up
 services-up: ## Kafka, Redis and Mosquitto that stay; then: eval "$(deploy/services env)" and cargo test

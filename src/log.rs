@@ -17,9 +17,10 @@ use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::NoSubscriber;
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::error::Class;
@@ -39,7 +40,7 @@ pub enum Format {
 /// What is logged and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// `error`, `warn`, `info`, `debug`, `trace`, or a tracing filter such as `info,fieldpost::drain=debug`.
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a list of levels by module such as `info,fieldpost::drain=debug`.
     pub level: String,
     /// The form of a line.
     pub format: Format,
@@ -120,34 +121,42 @@ fn subscriber<W>(options: &Options, place: Place, writer: W) -> Result<AnySubscr
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
+    let filter = filter(&options.level)?;
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter(&options.level)?)
+        // The filter decides.
+        .with_max_level(LevelFilter::TRACE)
         .with_writer(writer)
         .with_ansi(place == Place::Terminal && options.format == Format::Text)
         // A failed write would be reported by a print that panics when stderr is closed.
         .log_internal_errors(false);
     Ok(match (options.format, place) {
         (Format::Json, _) => Box::new(
-            builder.json().flatten_event(true).with_current_span(false).with_span_list(false).finish(),
+            builder
+                .json()
+                .flatten_event(true)
+                .with_current_span(false)
+                .with_span_list(false)
+                .finish()
+                .with(filter),
         ),
-        (Format::Text, Place::Journal) => {
-            Box::new(builder.event_format(WithPriority(format::format().without_time())).finish())
-        }
-        (Format::Text, Place::Terminal | Place::Other) => Box::new(builder.finish()),
+        (Format::Text, Place::Journal) => Box::new(
+            builder.event_format(WithPriority(format::format().without_time())).finish().with(filter),
+        ),
+        (Format::Text, Place::Terminal | Place::Other) => Box::new(builder.finish().with(filter)),
     })
 }
 
-fn filter(level: &str) -> Result<EnvFilter, LogError> {
+fn filter(level: &str) -> Result<Targets, LogError> {
     let error = |reason: String| LogError::Level { level: level.to_owned(), reason };
     let parts: Vec<_> = level.split(',').map(str::trim).collect();
     for part in &parts {
         // The filter would take a misspelt level for the name of a module and then log nothing at all, and an
         // empty one for `error`.
-        if part.is_empty() || !part.contains(['=', '[', ']']) && LevelFilter::from_str(part).is_err() {
+        if part.is_empty() || !part.contains('=') && LevelFilter::from_str(part).is_err() {
             return Err(error(format!("{part:?} is not a level")));
         }
     }
-    EnvFilter::builder().parse(parts.join(",")).map_err(|cause| error(cause.to_string()))
+    parts.join(",").parse::<Targets>().map_err(|cause| error(cause.to_string()))
 }
 
 /// Text lines with the priority prefix of `sd-daemon(3)`.

@@ -311,15 +311,14 @@ async fn stream(options: &Options) -> Result<Box<dyn Stream>, RedisError> {
     let connect = |source| RedisError::Connect { host: host.clone(), port: *port, source };
     let tcp = TcpStream::connect((host.as_str(), *port)).await.map_err(connect)?;
     tcp.set_nodelay(true).map_err(connect)?;
-    let Some(tls) = &options.tls else { return Ok(Box::new(tcp)) };
+    let Some(files) = &options.tls else { return Ok(Box::new(tcp)) };
     // Made anew each time: what has changed since the last one counts.
-    let connector = tls
+    let connector = files
         .connector()
         .map_err(|error| RedisError::File(error, "redis.ca_file, redis.cert_file, redis.key_file"))?;
-    let stream = tokio_native_tls::TlsConnector::from(connector).connect(host, tcp).await;
-    let stream = stream.map_err(|error| {
+    let stream = tls::connect(connector, host, tcp).await.map_err(|error| {
         let said = error.to_string();
-        let reason = tls.remedy(&said, "redis", host).unwrap_or(said);
+        let reason = files.remedy(&said, "redis", host).unwrap_or(said);
         RedisError::Tls { host: host.clone(), reason }
     })?;
     Ok(Box::new(stream))

@@ -2,7 +2,7 @@
 
 use super::super::parse;
 use super::super::reader::{Key, Reader};
-use super::{mins, ms, secs, username};
+use super::{mins, ms, secs, security, username};
 use crate::config::Agent;
 use crate::sink::record::Format;
 use crate::sink::registry::Options;
@@ -21,6 +21,7 @@ pub(super) fn registry(r: &mut Reader, agent: &Agent, format: Format) -> Option<
         ("required with kafka.format = \"avro\"", "http://127.0.0.1:8081"),
         parse::registry_url,
     );
+    security::built_in(r, url.as_ref().is_some_and(|url| url.tls), "schema_registry.url");
     let username = username(r, "schema_registry.username", "User of HTTP's basic authentication.");
     let password = r.secret(
         "schema_registry.password",

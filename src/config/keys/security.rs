@@ -18,6 +18,8 @@ pub(super) struct TlsKeys {
     key_password_meaning: &'static str,
     /// What turns TLS on.
     switch: &'static str,
+    /// The key of that.
+    switch_key: &'static str,
 }
 
 /// `[mqtt]`.
@@ -30,6 +32,7 @@ pub(super) const MQTT: TlsKeys = TlsKeys {
     key_password_meaning: "File that holds the password of an encrypted `key_file`; or the variable \
                            FIELDPOST_MQTT__KEY_PASSWORD.",
     switch: "mqtts:// in mqtt.url",
+    switch_key: "mqtt.url",
 };
 
 /// `[redis]`.
@@ -42,6 +45,7 @@ pub(super) const REDIS: TlsKeys = TlsKeys {
     key_password_meaning: "File that holds the password of an encrypted `key_file`; or the variable \
                            FIELDPOST_REDIS__KEY_PASSWORD.",
     switch: "rediss:// in redis.url",
+    switch_key: "redis.url",
 };
 
 const KAFKA: TlsKeys = TlsKeys {
@@ -53,6 +57,7 @@ const KAFKA: TlsKeys = TlsKeys {
     key_password_meaning: "File that holds the password of an encrypted `key_file`; or the variable \
                            FIELDPOST_KAFKA__KEY_PASSWORD.",
     switch: "kafka.tls = true",
+    switch_key: "kafka.tls",
 };
 
 /// The files of TLS; `None` when it is off.
@@ -86,6 +91,7 @@ pub(super) fn tls_files(r: &mut Reader, keys: &TlsKeys, is_on: bool) -> Option<t
         Key { name: keys.key_password_file, meaning: keys.key_password_meaning, delivery: "" },
         "agent.key-password",
     );
+    built_in(r, is_on, keys.switch_key);
     let needs = |what: &str| format!("needs {what}");
     for (name, file) in [(keys.ca_file, &ca_file), (keys.cert_file, &cert_file), (keys.key_file, &key_file)] {
         r.relation(file.is_none() || is_on, name, &[], needs(keys.switch));
@@ -109,6 +115,11 @@ pub(super) fn tls_files(r: &mut Reader, keys: &TlsKeys, is_on: bool) -> Option<t
         needs(keys.key_file),
     );
     is_on.then_some(tls::Options { ca_file, cert_file, key_file, key_password })
+}
+
+/// Refuses the value of `key` in a build without TLS if it is one that needs it.
+pub(super) fn built_in(r: &mut Reader, is_needed: bool, key: &'static str) {
+    r.relation(!is_needed || tls::IS_BUILT_IN, key, &[], tls::ABSENT.to_owned());
 }
 
 /// How the agent gets into Kafka.
@@ -136,6 +147,9 @@ pub(super) fn kafka(r: &mut Reader) -> Security {
             ("OAUTHBEARER", Mechanism::OAuthBearer),
         ],
     );
+    // librdkafka takes the digests of SCRAM from OpenSSL, and has its tokens only with it.
+    let needs_openssl = mechanism.is_some_and(|mechanism| mechanism != Mechanism::Plain);
+    built_in(r, needs_openssl, "kafka.sasl_mechanism");
     let username = username(r, "kafka.username", "User of PLAIN and SCRAM.");
     let password = r.secret(
         "kafka.password",

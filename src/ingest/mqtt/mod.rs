@@ -224,6 +224,7 @@ impl Options {
 pub(super) struct Access {
     pub(super) login: Option<Login>,
     /// None: without TLS.
+    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "a build without TLS has no connector"))]
     pub(super) connector: Option<tls::Connector>,
 }
 

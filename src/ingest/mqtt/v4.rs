@@ -4,7 +4,7 @@ use bytes::Bytes;
 use rumqttc::mqttbytes::Error as PacketError;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet,
-    Publish, QoS, StateError, SubscribeFilter, SubscribeReasonCode, Transport,
+    Publish, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
 };
 
 use super::adapter::adapter;
@@ -25,8 +25,9 @@ fn connect(options: &Options, access: Access, packet_bytes_max: usize) -> (Async
     if let Some(Login { username, password }) = access.login {
         mqtt.set_credentials(username, password.reveal());
     }
+    #[cfg(feature = "tls")]
     if let Some(connector) = access.connector {
-        mqtt.set_transport(Transport::tls_with_config(connector.into()));
+        mqtt.set_transport(rumqttc::Transport::tls_with_config(connector.into()));
     }
     let (client, mut eventloop) = AsyncClient::new(mqtt, REQUESTS_MAX);
     // Nagle's algorithm: the client writes each answer by itself, the kernel sends those of one load together.

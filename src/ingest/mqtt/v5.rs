@@ -7,7 +7,7 @@ use rumqttc::v5::mqttbytes::v5::{
 };
 use rumqttc::v5::mqttbytes::{Error as PacketError, QoS};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
-use rumqttc::{NetworkOptions, Outgoing, Transport};
+use rumqttc::{NetworkOptions, Outgoing};
 
 use super::adapter::adapter;
 use super::link::{self, CONNECT_TIMEOUT, Failure, FailureKind, Heard, REQUESTS_MAX, Requests, Wire};
@@ -40,8 +40,9 @@ fn connect(options: &Options, access: Access, packet_bytes_max: usize) -> (Async
     if let Some(Login { username, password }) = access.login {
         mqtt.set_credentials(username, password.reveal());
     }
+    #[cfg(feature = "tls")]
     if let Some(connector) = access.connector {
-        mqtt.set_transport(Transport::tls_with_config(connector.into()));
+        mqtt.set_transport(rumqttc::Transport::tls_with_config(connector.into()));
     }
     AsyncClient::new(mqtt, REQUESTS_MAX)
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use rumqttc::{Transport, mqttbytes, v5};
+use rumqttc::{mqttbytes, v5};
 
 use super::{NO_V5, ProbeError, WRONG_LOGIN, not_authorized, unreachable};
 use crate::ingest::mqtt::{Login, Options, Qos};
@@ -59,8 +59,9 @@ impl V5 {
         if let Some(Login { username, password }) = access.login {
             connect.set_credentials(username, password.reveal());
         }
+        #[cfg(feature = "tls")]
         if let Some(connector) = access.connector {
-            connect.set_transport(Transport::tls_with_config(connector.into()));
+            connect.set_transport(rumqttc::Transport::tls_with_config(connector.into()));
         }
         let (client, events) = v5::AsyncClient::new(connect, REQUESTS_MAX);
         Ok(Self { options: options.clone(), client, events: Box::new(events) })
@@ -136,8 +137,9 @@ pub(super) fn v4_options(options: &Options, client_id: String) -> Result<rumqttc
     if let Some(Login { username, password }) = access.login {
         connect.set_credentials(username, password.reveal());
     }
+    #[cfg(feature = "tls")]
     if let Some(connector) = access.connector {
-        connect.set_transport(Transport::tls_with_config(connector.into()));
+        connect.set_transport(rumqttc::Transport::tls_with_config(connector.into()));
     }
     Ok(connect)
 }

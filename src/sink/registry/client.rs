@@ -16,11 +16,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_native_tls::native_tls::{self, Certificate};
 
 use super::{Options, RegistryError, Standing};
 use crate::secret::{Password, Secret};
 use crate::sink::record::schema::AVRO;
+use crate::tls;
 
 /// Largest answer: the schema comes back with the id.
 const ANSWER_BYTES_MAX: usize = 256 << 10;
@@ -95,20 +95,9 @@ async fn post<T: DeserializeOwned>(options: &Options, path: &str) -> Result<T, R
     if !options.tls {
         return post_on(tcp, options, path).await;
     }
-    let connector = connector(options).await?;
-    let stream = connector.connect(&options.host, tcp).await.map_err(tls)?;
+    let connector = tls::beside_system(options.ca_file.as_deref()).map_err(no_tls)?;
+    let stream = tls::connect(connector, &options.host, tcp).await.map_err(no_tls)?;
     post_on(stream, options, path).await
-}
-
-async fn connector(options: &Options) -> Result<tokio_native_tls::TlsConnector, RegistryError> {
-    let mut builder = native_tls::TlsConnector::builder();
-    if let Some(path) = &options.ca_file {
-        let pem = tokio::fs::read(path).await.map_err(tls)?;
-        for certificate in Certificate::stack_from_pem(&pem).map_err(tls)? {
-            builder.add_root_certificate(certificate);
-        }
-    }
-    builder.build().map(Into::into).map_err(tls)
 }
 
 async fn post_on<T: DeserializeOwned>(
@@ -173,7 +162,7 @@ fn link(error: impl std::error::Error) -> RegistryError {
     RegistryError::Link(with_sources(&error))
 }
 
-fn tls(error: impl std::error::Error) -> RegistryError {
+fn no_tls(error: impl std::error::Error) -> RegistryError {
     RegistryError::Tls(with_sources(&error))
 }
 

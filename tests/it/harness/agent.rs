@@ -24,10 +24,12 @@ const LINES_MAX: usize = 20_000;
 
 /// A command of the real binary, without arguments yet.
 ///
-/// `FIELDPOST_RUNNER` (for example `qemu-aarch64-static`) is put in front when it is set. The environment carries no
-/// `FIELDPOST_` variable of the test run and nothing of a service manager, because the agent reads both.
+/// `FIELDPOST_BINARY` is taken in its place when it is set (an absolute path: a build for another machine), and
+/// `FIELDPOST_RUNNER` (for example `qemu-aarch64-static`) is put in front. The environment carries no `FIELDPOST_` variable
+/// of the test run and nothing of a service manager, because the agent reads both.
 pub(crate) fn fieldpost() -> Command {
-    let binary = env!("CARGO_BIN_EXE_fieldpost");
+    let binary = std::env::var("FIELDPOST_BINARY");
+    let binary = binary.as_deref().unwrap_or(env!("CARGO_BIN_EXE_fieldpost"));
     let runner = std::env::var("FIELDPOST_RUNNER").unwrap_or_default();
     let mut words = runner.split_whitespace();
     let mut command = match words.next() {

@@ -1,29 +1,33 @@
-//! TLS to the services: what is trusted, who the agent is, and what to do when a handshake fails. The only file that
-//! names the TLS library; Kafka's client brings its own way to the same OpenSSL (`sink::kafka_security`).
+//! TLS to the services: what is trusted, who the agent is, and what to do when a handshake fails. `openssl` alone names
+//! the TLS library; Kafka's client brings its own way to the same OpenSSL (`sink::kafka_security`). A build without the
+//! feature `tls` has `absent` in its place, and its configuration takes nothing that needs TLS.
 //!
 //! The promise: a server's certificate is always verified, its name included; there is no switch that turns it off.
 //! Certificates and keys are read from their files whenever a connection is made.
 
-use std::io::{Read as _, Write as _};
+#[cfg(not(feature = "tls"))]
+#[path = "absent.rs"]
+mod library;
+#[cfg(feature = "tls")]
+#[path = "openssl.rs"]
+mod library;
+
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use native_tls::{Certificate, HandshakeError, Identity};
-use openssl::asn1::Asn1Time;
-use openssl::pkey::PKey;
-use openssl::x509::X509;
 use thiserror::Error;
-use zeroize::Zeroizing;
 
-use crate::files::{self, FileError};
+use crate::files::FileError;
 use crate::secret::Password;
 
-/// Makes TLS connections.
-pub use native_tls::TlsConnector as Connector;
+pub use library::{Connector, Stream, beside_system, connect};
 
-/// A bundle of every public authority has a quarter of this.
-const PEM_BYTES_MAX: u64 = 1 << 20;
+/// Whether this build speaks TLS.
+pub const IS_BUILT_IN: bool = cfg!(feature = "tls");
+
+/// What the configuration answers to what needs TLS in a build without it.
+pub const ABSENT: &str = "needs TLS, which this build of fieldpost was made without: take the full one";
 
 /// What the agent trusts and how it proves who it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,7 +49,7 @@ pub enum TlsError {
     /// A file cannot be read or holds something else.
     #[error(transparent)]
     File(#[from] FileError),
-    /// OpenSSL refuses them together.
+    /// OpenSSL refuses them together, or is not there.
     #[error("TLS cannot be set up: {0}")]
     Setup(String),
 }
@@ -56,49 +60,7 @@ impl Options {
     /// # Errors
     /// [`TlsError`] names the file.
     pub fn connector(&self) -> Result<Connector, TlsError> {
-        let setup = |error: &dyn std::error::Error| TlsError::Setup(error.to_string());
-        let mut builder = Connector::builder();
-        if let Some(path) = &self.ca_file {
-            builder.disable_built_in_roots(true);
-            let pem = files::read(path, PEM_BYTES_MAX)?;
-            let found = Certificate::stack_from_pem(&pem).unwrap_or_default();
-            if found.is_empty() {
-                return Err(no_certificate(path).into());
-            }
-            for authority in found {
-                builder.add_root_certificate(authority);
-            }
-        }
-        if let (Some(cert_file), Some(key_file)) = (&self.cert_file, &self.key_file) {
-            let chain = files::read(cert_file, PEM_BYTES_MAX)?;
-            let key = self.key(key_file)?;
-            let first = X509::stack_from_pem(&chain).ok().and_then(|found| found.into_iter().next());
-            let first = first.ok_or_else(|| no_certificate(cert_file))?;
-            let public = first.public_key().map_err(|error| setup(&error))?;
-            if !key.public_eq(&public) {
-                let what = format!("is not the key of the certificate in {}", cert_file.display());
-                return Err(FileError::new(key_file, what).into());
-            }
-            let plain = key.private_key_to_pem_pkcs8().map(Zeroizing::new).map_err(|error| setup(&error))?;
-            builder.identity(Identity::from_pkcs8(&chain, &plain).map_err(|error| setup(&error))?);
-        }
-        builder.build().map_err(|error| setup(&error))
-    }
-
-    fn key(&self, path: &std::path::Path) -> Result<PKey<openssl::pkey::Private>, TlsError> {
-        let pem = files::read(path, PEM_BYTES_MAX)?;
-        let password = self.key_password.as_ref().map(Password::read).transpose()?;
-        // Always with a password: without one OpenSSL would ask the terminal.
-        let given = password.as_ref().map_or("", |password| password.reveal());
-        PKey::private_key_from_pem_passphrase(&pem, given.as_bytes()).map_err(|_| {
-            let is_encrypted = pem.windows(9).any(|bytes| bytes == b"ENCRYPTED");
-            let what = match (is_encrypted, password.is_some()) {
-                (false, _) => "holds no private key in PEM form",
-                (true, true) => "does not open with the password of key_password_file",
-                (true, false) => "is encrypted: set key_password_file",
-            };
-            FileError::new(path, what).into()
-        })
+        library::connector(self)
     }
 
     /// The files that are read.
@@ -106,10 +68,6 @@ impl Options {
         let files = [&self.ca_file, &self.cert_file, &self.key_file].into_iter().flatten().cloned();
         files.chain(self.key_password.as_ref().and_then(Password::path).map(PathBuf::from))
     }
-}
-
-fn no_certificate(path: &std::path::Path) -> FileError {
-    FileError::new(path, "holds no certificate in PEM form")
 }
 
 /// OpenSSL's words for what is wrong with a server's certificate, the same since 1.0 (`X509_verify_cert_error_string`;
@@ -167,10 +125,7 @@ impl Options {
                  that it trusts"
             );
         };
-        let own = files::read(path, PEM_BYTES_MAX).ok().and_then(|pem| X509::from_pem(&pem).ok());
-        let is_expired =
-            own.is_some_and(|own| Asn1Time::days_from_now(0).is_ok_and(|now| own.not_after() < now));
-        if is_expired || is_said_expired {
+        if library::is_expired(path) || is_said_expired {
             return format!("the agent's certificate has expired: renew the file of {section}.cert_file");
         }
         format!(
@@ -199,23 +154,14 @@ pub fn diagnose(
     let stream = addresses.find_map(|address| TcpStream::connect_timeout(&address, left()).ok())?;
     stream.set_read_timeout(Some(left())).ok()?;
     stream.set_write_timeout(Some(left())).ok()?;
-    let said = match connector.connect(host, stream) {
-        Err(HandshakeError::Failure(error)) => error.to_string(),
-        Err(HandshakeError::WouldBlock(_)) => return None,
-        Ok(mut stream) => {
-            // With TLS 1.3 a server speaks of the client's certificate only after the handshake. A zero byte begins no
-            // request of Kafka's that is ever whole.
-            let sent = stream.write_all(&[0]).and_then(|()| stream.flush());
-            sent.and_then(|()| stream.read(&mut [0]).map(drop)).err()?.to_string()
-        }
-    };
+    let said = library::complaint(&connector, host, stream)?;
     match options.remedy(&said, section, host) {
         Some(remedy) => Some(remedy),
         None => said.contains("SSL").then_some(said),
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "tls"))]
 mod tests {
     use openssl::ec::{EcGroup, EcKey};
     use openssl::nid::Nid;
