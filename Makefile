@@ -32,13 +32,22 @@ boot: ## The units of deploy/systemd under a systemd that is booted for it (two 
 	cargo build --locked
 	$(SERVICES) run kafka -- tests/boot/run target/debug/fieldpost
 
+.PHONY: packages
+packages: ## .deb, .rpm, archive with install.sh and the image's folder, of the static binaries that are in target/arm
+	deploy/packages/build $(ARGS)
+
+.PHONY: packages-test
+packages-test: ## The packages in a Debian made for it (root): install, upgrade, remove, purge, and under a booted systemd
+	@((EUID == 0)) || { echo 'make packages-test needs root: it makes a Debian of its own and changes into it' >&2; exit 69; }
+	$(SERVICES) run kafka -- tests/packages/run $(ARGS)
+
 .PHONY: lint
 lint: ## Format, clippy and documentation, warnings as errors; scripts and workflows when shellcheck, actionlint, zizmor are there
 	cargo fmt --check
 	cargo clippy --locked --all-targets --test fault -- -D warnings
 	cargo clippy --locked --no-default-features --lib --bins -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
-	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) $(filter-out %/order,$(wildcard deploy/arm/*)) deploy/supply/check deploy/dist/build .ci/run tests/boot/run; fi
+	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) $(filter-out %/order,$(wildcard deploy/arm/*)) deploy/supply/check deploy/dist/build deploy/packages/build .ci/run tests/boot/run tests/packages/run; fi
 	if command -v actionlint >/dev/null; then actionlint; fi
 	if command -v zizmor >/dev/null; then zizmor --offline --quiet .github/workflows; fi
 
