@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
@@ -386,9 +386,10 @@ impl Step {
 
 /// Starts the Redis sink and answers the ways to it: right after the sync, or after Kafka.
 fn ping_ways(redis: Option<Redis>, stats: &Arc<Stats>, pings: &mut Step) -> (Option<Pings>, Option<Pings>) {
-    let Some(Redis { options, channel, ping_after }) = redis else { return (None, None) };
+    let Some(Redis { options, plan, ping_after }) = redis else { return (None, None) };
     let (queue, waiting) = mpsc::channel(options.queue_max);
-    let way = Pings { queue, channel, stats: Arc::clone(stats) };
+    let room = Arc::new(Semaphore::new(options.payload_queue_bytes_max));
+    let way = Pings { queue, plan: Arc::new(plan), room, stats: Arc::clone(stats) };
     let (stats, stop) = (Arc::clone(stats), pings.stop.clone());
     pings.stages.spawn(async move {
         let Ok(()) = sink::redis::run(options, waiting, stats, stop).await;
@@ -544,6 +545,19 @@ fn status_line(stats: &Stats, buffer: &Buffer, device: &DeviceWrites) -> String 
     }
     if stats.redis.get() != LinkState::Off {
         line += &format!(", pings {} (dropped {})", stats.pings_out.get(), stats.pings_dropped.get());
+        let (added, dropped) = (stats.stream_entries_out.get(), stats.stream_entries_dropped.get());
+        if added + dropped > 0 {
+            line += &format!(", stream entries {added} (dropped {dropped})");
+        }
+        for (word, counter) in [
+            ("pings coalesced", &stats.pings_coalesced),
+            ("pings stale", &stats.pings_stale),
+            ("stream entries stale", &stats.stream_entries_stale),
+        ] {
+            if counter.get() > 0 {
+                line += &format!(", {word} {}", counter.get());
+            }
+        }
     }
     for (name, link) in [("mqtt", &stats.mqtt), ("kafka", &stats.kafka), ("redis", &stats.redis)] {
         line += &format!(", {name} {}", link.get().word());

@@ -10,6 +10,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use jiff::fmt::StdIoWrite;
+use jiff::fmt::temporal::DateTimePrinter;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
@@ -17,6 +19,9 @@ use uuid::Uuid;
 /// Longest `id`, `type`, `source_type` and `source_id` in bytes: they become Kafka keys, header values and channel
 /// names, and two of them fit an MQTT topic level each many times over.
 pub const NAME_BYTES_MAX: usize = 256;
+
+/// Microseconds, always: readers need not guess, and equal lengths sort.
+const TIMES: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
 
 /// Position of an event inside one buffer: gapless, starting at 1, never used twice. 0 means "before the first".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -117,6 +122,25 @@ pub struct Event<'a> {
     /// Where it goes. Stored beside the events (`buffer::ways`), not in their encoding.
     #[serde(skip)]
     pub way: Way<'a>,
+}
+
+impl Event<'_> {
+    /// Appends its time, RFC 3339: the producer's, else that of admission. It holds nothing that JSON escapes.
+    pub fn write_time(&self, out: &mut Vec<u8>) {
+        match self.timestamp.filter(|text| is_plain(text)) {
+            Some(text) => out.extend_from_slice(text.as_bytes()),
+            None => {
+                let time = jiff::Timestamp::from_microsecond(self.received.wall_us).unwrap_or_default();
+                // Writing to a Vec cannot fail.
+                let _ = TIMES.print_timestamp(&time, StdIoWrite(out));
+            }
+        }
+    }
+}
+
+/// Whether JSON takes a text as it is. Admission parses times; what something else has stored must not break an envelope.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
 }
 
 /// Where an event goes, as its route had it at admission: kept with it, so that no later configuration changes it.

@@ -172,6 +172,16 @@ pub struct Stats {
     pub pings_out: Counter,
     /// Pings dropped: queue full, link down, or no answer in time.
     pub pings_dropped: Counter,
+    /// Pings in whose place a later one of the same source and type went (`redis.coalesce`).
+    pub pings_coalesced: Counter,
+    /// Pings older than `redis.max_age` when their turn came.
+    pub pings_stale: Counter,
+    /// Entries that Redis added to a stream.
+    pub stream_entries_out: Counter,
+    /// As [`Stats::pings_dropped`], of entries for streams.
+    pub stream_entries_dropped: Counter,
+    /// As [`Stats::pings_stale`], of entries for streams.
+    pub stream_entries_stale: Counter,
     /// State of the link to the MQTT broker.
     pub mqtt: Link,
     /// State of the link to Kafka.

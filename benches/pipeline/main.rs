@@ -18,6 +18,7 @@ mod delivery;
 mod kafka;
 mod memory;
 mod mqtt;
+mod pings;
 mod process;
 #[path = "../report/mod.rs"]
 mod report;
@@ -44,6 +45,9 @@ fn main() {
     }
     if arguments.wants("delivery") {
         rows.extend(delivery::run(&arguments));
+    }
+    if arguments.wants("pings") {
+        rows.extend(pings::run(&arguments));
     }
     if arguments.wants("memory") {
         rows.extend(memory::run(&arguments));

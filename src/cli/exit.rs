@@ -1,5 +1,7 @@
 //! Exit codes, by sysexits(3). The unit file knows them: 64 and 78 are not tried again.
 
+/// What was asked about is there and not as it should be.
+pub const UNHEALTHY: u8 = 1;
 /// The command line is wrong.
 pub const USAGE: u8 = 64;
 /// Something in the data is wrong: lines that are no events, a damaged buffer.

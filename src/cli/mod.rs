@@ -16,6 +16,7 @@ mod routes;
 pub mod run;
 pub mod schema;
 pub mod send;
+pub mod streams;
 mod text;
 
 use std::ffi::OsString;
@@ -42,6 +43,7 @@ enum Command {
     Config(config::Args),
     Buffer(buffer::Args),
     DeadLetter(dead_letter::Args),
+    Streams(streams::Args),
     Schema(schema::Args),
     Bench(bench::Args),
     Demo(demo::Args),
@@ -59,12 +61,13 @@ Examples:
   fieldpost schema --format avro               what consumers get, for their tools
   fieldpost buffer status                      what waits, since when, what was lost
   fieldpost dead-letter list                   what Kafka refused, and why
+  fieldpost streams status                     how long Redis' streams are, and whether groups keep up
 
 Exit codes:
   0   done                       74  storage cannot be used
   64  wrong command line         75  a service is away: try again later
   65  wrong or damaged data      78  invalid configuration
-  70  a bug
+  70  a bug                      1   not healthy (fieldpost streams status)
 
 Configuration: the file of --config, else of $FIELDPOST_CONFIG, else
 /etc/fieldpost/fieldpost.toml. Variables FIELDPOST_<SECTION>__<KEY> override it.";
@@ -98,6 +101,7 @@ impl Cli {
             Command::Config(args) => args.run(),
             Command::Buffer(args) => args.run(),
             Command::DeadLetter(args) => args.run(),
+            Command::Streams(args) => args.run(),
             Command::Schema(args) => args.run(),
             Command::Bench(args) => args.run(),
             Command::Demo(args) => args.run(),

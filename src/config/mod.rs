@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use crate::ingest::route::Routes;
 use crate::ingest::{mqtt, unix};
-use crate::ping::ChannelTemplate;
+use crate::ping::Plan;
 use crate::sink::{kafka, record, redis, registry};
 use crate::{buffer, dead_letter, drain, log, losses};
 
@@ -74,8 +74,8 @@ pub enum PingAfter {
 pub struct Redis {
     /// How Redis is reached.
     pub options: redis::Options,
-    /// The channel of an event.
-    pub channel: ChannelTemplate,
+    /// What a ping is made of.
+    pub plan: Plan,
     /// When the ping goes.
     pub ping_after: PingAfter,
 }

@@ -41,26 +41,52 @@ pub(super) fn mqtt_url(text: &str) -> Result<MqttUrl, String> {
 /// What a Redis URL says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RedisUrl {
-    pub(super) address: Address,
+    pub(super) addresses: Vec<Address>,
+    /// The name of the master, which the addresses, then those of Sentinels, know.
+    pub(super) master: Option<String>,
     pub(super) tls: bool,
     pub(super) database: i64,
 }
 
-/// `redis://host[:port][/database]`, or `rediss://` for TLS.
+/// Most addresses in a Redis URL.
+const REDIS_ADDRESSES_MAX: usize = 16;
+
+/// `redis://host[:port][,host[:port]][/database]`, or `redis+sentinel://host[:port][,…]/name[/database]`; `rediss` for
+/// TLS.
 pub(super) fn redis_url(text: &str) -> Result<RedisUrl, String> {
-    let (tls, rest) = match text.split_once("://") {
-        Some(("redis", rest)) => (false, rest),
-        Some(("rediss", rest)) => (true, rest),
-        Some((scheme, _)) => return Err(format!("the scheme `{scheme}` is not redis or rediss")),
+    let (tls, is_sentinel, rest) = match text.split_once("://") {
+        Some(("redis", rest)) => (false, false, rest),
+        Some(("rediss", rest)) => (true, false, rest),
+        Some(("redis+sentinel", rest)) => (false, true, rest),
+        Some(("rediss+sentinel", rest)) => (true, true, rest),
+        Some((scheme, _)) => {
+            return Err(format!(
+                "the scheme `{scheme}` is not redis, rediss, redis+sentinel or rediss+sentinel"
+            ));
+        }
         None => return Err("no `redis://` in front".to_owned()),
     };
     no_login(rest, "redis")?;
-    let (host, database) = rest.split_once('/').unwrap_or((rest, ""));
+    let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (master, database) = if is_sentinel {
+        let (name, database) = path.split_once('/').unwrap_or((path, ""));
+        if name.is_empty() {
+            return Err("behind the Sentinels the name of the master is missing: /mymaster".to_owned());
+        }
+        (Some(length(name, 256)?.to_owned()), database)
+    } else {
+        (None, path)
+    };
     let database = match database {
         "" => 0,
         number => number.parse::<u16>().map_err(|_| format!("`{number}` is not a database number"))?.into(),
     };
-    Ok(RedisUrl { address: address(host, 6379)?, tls, database })
+    let port = if is_sentinel { 26379 } else { 6379 };
+    let addresses = hosts.split(',').map(|host| address(host.trim(), port)).collect::<Result<Vec<_>, _>>()?;
+    if addresses.len() > REDIS_ADDRESSES_MAX {
+        return Err(format!("{} addresses, at most {REDIS_ADDRESSES_MAX} are allowed", addresses.len()));
+    }
+    Ok(RedisUrl { addresses, master, tls, database })
 }
 
 /// What a registry's URL says.
@@ -303,12 +329,27 @@ mod tests {
         ] {
             assert_eq!(mqtt_url(bad), Err(why.to_owned()), "{bad}");
         }
-        assert_eq!(
-            redis_url("rediss://cache:7000/3"),
-            Ok(RedisUrl { address: Address { host: "cache".into(), port: 7000 }, tls: true, database: 3 })
-        );
-        assert_eq!(redis_url("redis://cache").map(|url| url.address.port), Ok(6379));
-        assert_eq!(redis_url("redis://cache/x"), Err("`x` is not a database number".to_owned()));
+        let redis = |addresses: &[(&str, u16)], master: Option<&str>, tls, database| {
+            let address = |&(host, port): &(&str, u16)| Address { host: host.to_owned(), port };
+            let addresses = addresses.iter().map(address).collect();
+            Ok(RedisUrl { addresses, master: master.map(str::to_owned), tls, database })
+        };
+        assert_eq!(redis_url("rediss://cache:7000/3"), redis(&[("cache", 7000)], None, true, 3));
+        assert_eq!(redis_url("redis://a, [::1]:2"), redis(&[("a", 6379), ("::1", 2)], None, false, 0));
+        let sentinels = redis(&[("a", 26379), ("b", 1)], Some("main"), false, 2);
+        assert_eq!(redis_url("redis+sentinel://a,b:1/main/2"), sentinels);
+        assert_eq!(redis_url("rediss+sentinel://a/main"), redis(&[("a", 26379)], Some("main"), true, 0));
+        for (bad, why) in [
+            ("redis://cache/x", "`x` is not a database number"),
+            ("redis://a,,b", "the host is missing"),
+            ("redis+sentinel://a", "behind the Sentinels the name of the master is missing: /mymaster"),
+            ("redis+sentinel://a/main/x", "`x` is not a database number"),
+            ("amqp://a", "the scheme `amqp` is not redis, rediss, redis+sentinel or rediss+sentinel"),
+        ] {
+            assert_eq!(redis_url(bad), Err(why.to_owned()), "{bad}");
+        }
+        let many = format!("redis://{}", ["a"; 17].join(","));
+        assert_eq!(redis_url(&many), Err("17 addresses, at most 16 are allowed".to_owned()));
         let url = |port, tls, path: &str| {
             Ok(RegistryUrl { address: Address { host: "r".into(), port }, tls, path: path.into() })
         };

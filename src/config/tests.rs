@@ -13,9 +13,11 @@ use crate::config::reader::{Declared, DeclaredDefault, Outcome};
 use crate::config::source::variable_of;
 use crate::ingest::route::{Deadband, Keep, Pattern, Pointer, Report, Route};
 use crate::ingest::topic::TopicFilter;
+use crate::ping::{ChannelTemplate, StreamPlan};
 use crate::secret::Password;
 use crate::sink::kafka_security::{Login, Mechanism, Security};
 use crate::sink::record::templates::{Allowed, KEY_FIELDS, TOPIC_FIELDS, Template};
+use crate::sink::redis::{Coalesce, StreamOptions};
 use crate::tls;
 
 const HOST: &str = "gateway-17";
@@ -342,8 +344,10 @@ fn the_addresses_are_all_that_is_needed() {
     assert_eq!(kafka.queue_bytes_max, 4 << 20);
     assert!(kafka.record_bytes_max > (256 << 10) * 4 / 3 && kafka.record_bytes_max < kafka.queue_bytes_max);
     let redis = config.redis.unwrap();
-    assert_eq!((redis.options.tls.is_some(), redis.options.port, redis.options.database), (true, 6379, 2));
-    assert_eq!(redis.channel, ChannelTemplate::parse("events:{source_type}:{source_id}").unwrap());
+    assert_eq!((redis.options.tls.is_some(), redis.options.place()), (true, "cache:6379".to_owned()));
+    assert_eq!((redis.options.database, redis.options.streams), (2, None));
+    let channel = ChannelTemplate::parse("events:{source_type}:{source_id}").ok();
+    assert_eq!(redis.plan, Plan { channel, aggregate: None, stream: None });
     assert_eq!(redis.ping_after, PingAfter::Durable);
 }
 
@@ -460,10 +464,22 @@ ca_file = "ca.pem"
 cert_file = "agent.pem"
 key_file = "agent.key"
 key_password_file = "redis-secret"
+mode = "both"
 channel = "all"
+aggregate_channel = "all:{type}"
 ping_after = "delivered"
 queue = 1
 timeout = "10ms"
+coalesce = "100ms"
+coalesce_above = 7
+max_age = "1s"
+stream = "all"
+stream_max_len = 5
+stream_max_age = "1h"
+streams_max = 1
+stream_payload = true
+stream_payload_max_bytes = "1 KiB"
+stream_payload_queue = "64 KiB"
 
 [ledger]
 announce = false
@@ -576,6 +592,14 @@ fn a_full_file_sets_everything() {
     let tls = tls::Options { key_password: file("redis-secret").map(Password::File), ..tls };
     assert_eq!(redis.options.tls, Some(tls));
     assert_eq!((redis.options.queue_max, redis.ping_after), (1, PingAfter::Delivered));
+    let options = &redis.options;
+    assert_eq!(options.coalesce, Coalesce { window: Duration::from_millis(100), above: 7 });
+    assert_eq!((options.max_age, options.payload_queue_bytes_max), (Duration::from_secs(1), 64 << 10));
+    let max_age = Some(Duration::from_secs(3600));
+    assert_eq!(options.streams, Some(StreamOptions { len_max: 5, max_age, count_max: 1 }));
+    let stream = StreamPlan { name: ChannelTemplate::parse("all").unwrap(), payload_bytes_max: Some(1024) };
+    let [channel, aggregate] = ["all", "all:{type}"].map(|text| ChannelTemplate::parse(text).ok());
+    assert_eq!(redis.plan, Plan { channel, aggregate, stream: Some(stream) });
     let template = |text: &str, fields| Template::parse(text, fields).unwrap();
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let records = record::Options {
@@ -852,11 +876,31 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "[redis]\nurl = \"redis://u:hush@a\"",
-        "fieldpost.toml:2: redis.url = \"redis://***@a\": a password may not stand in the URL: give redis.password_file or set the variable FIELDPOST_REDIS__PASSWORD; allowed: redis://host:port/database or rediss://",
+        "fieldpost.toml:2: redis.url = \"redis://***@a\": a password may not stand in the URL: give redis.password_file or set the variable FIELDPOST_REDIS__PASSWORD; allowed: redis://host:port,…/database or redis+sentinel://host:port,…/name/database, rediss for TLS; at most 16 addresses",
     ),
     (
         "[redis]\nchannel = \"events:{id}\"",
-        "fieldpost.toml:2: redis.channel = \"events:{id}\": `{id}` is not known; allowed placeholders are {type}, {source_type}, {source_id}; allowed: a text",
+        "fieldpost.toml:2: redis.channel = \"events:{id}\": `{id}` is not known; allowed placeholders are {type}, {source_type}, {source_id}; allowed: a text of up to 256 bytes",
+    ),
+    (
+        "[redis]\nmode = \"off\"",
+        "fieldpost.toml:2: redis.mode = \"off\": not known; allowed: pubsub, streams, both",
+    ),
+    (
+        "[redis]\nchannel = \"\"",
+        "fieldpost.toml:2: redis.channel = \"\": needs a channel here or in redis.aggregate_channel",
+    ),
+    (
+        "[redis]\ncoalesce = \"5s\"",
+        "fieldpost.toml:2: redis.coalesce = \"5s\": must be shorter than redis.max_age, or what it holds back is too old to be sent",
+    ),
+    (
+        "[redis]\nstream_payload_max_bytes = \"1 MiB\"",
+        "fieldpost.toml:2: redis.stream_payload_max_bytes = \"1 MiB\": must fit redis.stream_payload_queue, as base64 too, which takes four bytes for three",
+    ),
+    (
+        "[redis]\nstream = \"\"",
+        "fieldpost.toml:2: redis.stream = \"\": empty; allowed: a text of 1 to 256 bytes",
     ),
     (
         "[redis]\nping_after = \"sent\"",
@@ -1144,10 +1188,22 @@ fn the_effective_configuration_reads_well() {
 # cert_file is not set: the agent shows none
 # key_file is not set: the agent shows no certificate
 # key_password_file is not set: none is sent
+mode = "pubsub"                              # default
 channel = "events:{source_type}:{source_id}" # default
+aggregate_channel = ""                       # default
 ping_after = "durable"                       # default
 queue = 7                                    # line 4
 timeout = "2s"                               # default
+coalesce = "0s"                              # default
+coalesce_above = 100                         # default
+max_age = "5s"                               # default
+stream = "events:{type}"                     # default
+stream_max_len = 10000                       # default
+stream_max_age = "0s"                        # default
+streams_max = 256                            # default
+stream_payload = false                       # default
+stream_payload_max_bytes = "4 KiB"           # default
+stream_payload_queue = "1 MiB"               # default
 
 [ledger]
 announce = true                              # default

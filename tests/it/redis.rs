@@ -1,5 +1,8 @@
 //! Pings to Redis: exact, prompt, and never in the way of the events.
 
+mod streams;
+mod volume;
+
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::Arc;

@@ -1,6 +1,10 @@
 //! Asks the directory and the services, one after the other, and words what they say.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::finding::{Area, Finding};
 use super::{kafka, mqtt, schema};
@@ -10,7 +14,7 @@ use crate::config::units::about_bytes;
 use crate::config::{Config, Redis};
 use crate::event::{Event, EventId, Payload, Stamp, Way};
 use crate::ingest::unix_probe;
-use crate::sink::redis;
+use crate::sink::redis::{self, Probed};
 
 /// Everything that is configured; `say` hears each finding as soon as it is known.
 pub(super) fn all(config: &Config, timeout: Duration, say: &mut impl FnMut(Finding)) {
@@ -21,7 +25,7 @@ pub(super) fn all(config: &Config, timeout: Duration, say: &mut impl FnMut(Findi
             runtime.block_on(mqtt::findings(config, timeout)).into_iter().for_each(&mut *say);
             kafka::findings(config, timeout, &mut *say);
             runtime.block_on(schema::findings(config, timeout)).into_iter().for_each(&mut *say);
-            say(runtime.block_on(redis(config.redis.as_ref(), timeout)));
+            runtime.block_on(redis(config.redis.as_ref(), timeout)).into_iter().for_each(&mut *say);
         }
         Err(error) => {
             let message = format!("no service was asked, the runtime does not start: {error}");
@@ -97,19 +101,24 @@ fn unix(config: &Config) -> Finding {
     }
 }
 
-async fn redis(redis: Option<&Redis>, timeout: Duration) -> Finding {
-    let Some(Redis { options, channel, .. }) = redis else {
-        return Finding::skip(Area::Redis, "off: redis.url is not set");
+async fn redis(redis: Option<&Redis>, timeout: Duration) -> Vec<Finding> {
+    let Some(Redis { options, plan, .. }) = redis else {
+        return vec![Finding::skip(Area::Redis, "off: redis.url is not set")];
     };
-    let (host, port) = (&options.host, options.port);
-    let channel = channel.channel(&EXAMPLE_EVENT);
+    let place = options.place();
+    let ping = plan.ping(&EXAMPLE_EVENT, Instant::now(), &Arc::new(Semaphore::new(0)));
     let failed = |message: String| {
-        Finding::fail(Area::Redis, exit::TEMPORARY, format!("{host}:{port}: {message}")).about("redis.url")
+        Finding::fail(Area::Redis, exit::TEMPORARY, format!("{place}: {message}")).about("redis.url")
     };
-    match tokio::time::timeout(timeout, redis::probe(options, &channel)).await {
-        Ok(Ok(message)) => Finding::ok(Area::Redis, format!("{host}:{port}: {message}")),
-        Ok(Err(error)) => failed(error.to_string()),
-        Err(_) => failed(format!("no answer within {} ms", timeout.as_millis())),
+    match tokio::time::timeout(timeout, redis::probe(options, ping)).await {
+        Ok(Ok(Probed { message, doubt })) => {
+            let mut findings = vec![Finding::ok(Area::Redis, format!("{place}: {message}"))];
+            let doubt = doubt.map(|doubt| Finding::warn(Area::Redis, format!("{place}: {doubt}")));
+            findings.extend(doubt.map(|finding| finding.about("redis.url")));
+            findings
+        }
+        Ok(Err(error)) => vec![failed(error.to_string())],
+        Err(_) => vec![failed(format!("no answer within {} ms", timeout.as_millis()))],
     }
 }
 

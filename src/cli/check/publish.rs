@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::buffer::block::Origin;
@@ -20,6 +22,7 @@ use crate::event::{Draft, Event, EventId, Payload, Seq};
 use crate::ingest::form::parse_event;
 use crate::ingest::route::{Keep, Route};
 use crate::ingest::{mqtt, stamped, unix};
+use crate::ping::ChannelTemplate;
 use crate::sink::record::{Formatter, Lane, Unready};
 use crate::system::Clock;
 
@@ -102,7 +105,10 @@ struct RecordView {
 
 #[derive(Debug, Serialize)]
 struct PingView {
-    channel: String,
+    channel: Option<String>,
+    aggregate_channel: Option<String>,
+    /// The stream that gets an entry.
+    stream: Option<String>,
     message: String,
     /// `durable` or `delivered`.
     after: &'static str,
@@ -287,12 +293,22 @@ impl Answer {
             None => self.no_ping = Some("redis.url is not set"),
             Some(_) if event.way.is_quiet => self.no_ping = Some("the route has ping = false"),
             Some(redis) => {
-                let ping = redis.channel.ping(event);
+                let plan = &redis.plan;
+                let room = Arc::new(Semaphore::new(redis.options.payload_queue_bytes_max));
+                let ping = plan.ping(event, Instant::now(), &room);
+                let named =
+                    |template: Option<&ChannelTemplate>| template.map(|template| template.channel(event));
                 let after = match redis.ping_after {
                     PingAfter::Durable => "durable",
                     PingAfter::Delivered => "delivered",
                 };
-                self.ping = Some(PingView { channel: ping.channel, message: ping.message, after });
+                self.ping = Some(PingView {
+                    channel: named(plan.channel.as_ref()),
+                    aggregate_channel: named(plan.aggregate.as_ref()),
+                    stream: named(plan.stream.as_ref().map(|stream| &stream.name)),
+                    message: text(ping.message()),
+                    after,
+                });
             }
         }
         self
@@ -331,10 +347,7 @@ impl Answer {
             None => line(&mut text, "record", &format!("not shown: {}", self.no_record.unwrap_or_default())),
         }
         match &self.ping {
-            Some(PingView { channel, message, after }) => {
-                line(&mut text, "ping", &format!("on {channel}, once it is {after}"));
-                line(&mut text, "", message);
-            }
+            Some(ping) => ping.show(&mut text),
             None => line(&mut text, "ping", &format!("none: {}", self.no_ping.unwrap_or_default())),
         }
         text
@@ -366,6 +379,20 @@ impl EventView {
         let timestamp = self.timestamp.as_deref().unwrap_or("that of admission");
         line(out, "", &format!("id {id}, timestamp {timestamp}"));
         line(out, "", &format!("payload {payload} of {payload_bytes} bytes; {stored_bytes} bytes as stored"));
+    }
+}
+
+impl PingView {
+    fn show(&self, out: &mut String) {
+        let channels: Vec<&str> =
+            self.channel.iter().chain(&self.aggregate_channel).map(String::as_str).collect();
+        if !channels.is_empty() {
+            line(out, "ping", &format!("on {}, once it is {}", channels.join(" and "), self.after));
+            line(out, "", &self.message);
+        }
+        if let Some(stream) = &self.stream {
+            line(out, "entry", &format!("in the stream {stream}, once it is {}", self.after));
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod inputs;
 mod ledger;
 mod outputs;
 mod records;
+mod redis;
 mod registry;
 mod routes;
 mod security;
@@ -71,7 +72,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let (buffer, when_full) = buffer(r, &agent, &limits);
     let (kafka, records, drain, dead_letters) = outputs::kafka(r, &agent, &limits, &buffer);
     let registry = registry::registry(r, &agent, records.format);
-    let redis = outputs::redis(r);
+    let redis = redis::redis(r);
     let (ledger, loss_topic) = ledger::ledger(r);
     let log = log(r);
     // The inputs share what the limits leave them; their sections come first for the reader of the file.

@@ -1,13 +1,12 @@
-//! The keys of the outputs: `[kafka]` and `[redis]`.
+//! The keys of `[kafka]`.
 
 use std::time::Duration;
 
 use super::super::parse;
 use super::super::reader::{Key, Reader};
-use super::{dead_letters, mins, ms, records, secs, security, size, username};
-use crate::config::{Agent, DeadLetters, Limits, PingAfter, Redis};
-use crate::ping::ChannelTemplate;
-use crate::sink::{kafka, record, redis};
+use super::{dead_letters, mins, ms, records, secs, security, size};
+use crate::config::{Agent, DeadLetters, Limits};
+use crate::sink::{kafka, record};
 use crate::{buffer, drain};
 
 /// What is in flight to Kafka cannot be given up for newer events, so it may be this part of the buffer at most. The
@@ -255,87 +254,4 @@ fn transactional(
         cursor_topic: cursor_topic.or_else(|| topic.map(str::to_owned)).unwrap_or_default(),
         timeout: drain.transaction.timeout,
     })
-}
-
-/// Pings.
-pub(super) fn redis(r: &mut Reader) -> Option<Redis> {
-    r.section("redis", "Output: pings for whoever watches in real time. Off without `url`.");
-    let url = r.optional_text(
-        Key {
-            name: "redis.url",
-            meaning: "`redis://host:port/database`, `rediss://` for TLS; port 6379 and database 0 if left out.",
-            delivery: "",
-        },
-        "redis://host:port/database or rediss://",
-        ("no pings are sent", "redis://127.0.0.1:6379"),
-        parse::redis_url,
-    );
-    let username = username(r, "redis.username", "ACL user.");
-    let password = r.secret(
-        "redis.password",
-        Key {
-            name: "redis.password_file",
-            meaning: "File that holds the password and nothing else; or the variable FIELDPOST_REDIS__PASSWORD.",
-            delivery: "",
-        },
-        "redis-password",
-    );
-    let tls = security::tls_files(r, &security::REDIS, url.as_ref().is_some_and(|url| url.tls));
-    let channel = r.text(
-        Key {
-            name: "redis.channel",
-            meaning: "Channel of an event's ping. `{source_type}`, `{source_id}` and `{type}` stand for the event's fields.",
-            delivery: "",
-        },
-        "a text",
-        "events:{source_type}:{source_id}".to_owned(),
-        |text| ChannelTemplate::parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string()),
-        String::clone,
-    );
-    let ping_after = r.one_of(
-        Key {
-            name: "redis.ping_after",
-            meaning: "When the ping goes: once the event is durable here, or once Kafka has it.",
-            delivery: "durable: instant even while Kafka is away, so a ping may come long before its event. delivered: \
-                       never before its event.",
-        },
-        PingAfter::Durable,
-        [("durable", PingAfter::Durable), ("delivered", PingAfter::Delivered)],
-    );
-    let (queue_max, timeout) = redis_limits(r);
-    let parse::RedisUrl { address, database, .. } = url?;
-    let options = redis::Options {
-        host: address.host,
-        port: address.port,
-        tls,
-        database,
-        username,
-        password,
-        queue_max,
-        timeout,
-    };
-    // Parsed above already, so this `?` never ends here.
-    Some(Redis { options, channel: ChannelTemplate::parse(&channel).ok()?, ping_after })
-}
-
-fn redis_limits(r: &mut Reader) -> (usize, Duration) {
-    let queue = r.integer(
-        Key {
-            name: "redis.queue",
-            meaning: "Most pings waiting, each of some 300 bytes of memory beside limits.memory.",
-            delivery: "One more is dropped and counted; events are never held up by pings.",
-        },
-        10_000,
-        1..=1_000_000,
-    );
-    let timeout = r.duration(
-        Key {
-            name: "redis.timeout",
-            meaning: "Longest wait for a connection or an answer.",
-            delivery: "Pings of a time-out are dropped and counted.",
-        },
-        secs(2),
-        ms(10)..=mins(1),
-    );
-    (size(queue), timeout)
 }

@@ -15,8 +15,6 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::fmt::StdIoWrite;
-use jiff::fmt::temporal::DateTimePrinter;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
@@ -31,9 +29,6 @@ use crate::log::Limited;
 use crate::stats::Stats;
 use headers::Headers;
 use templates::{Allowed, Field, TOPIC_FIELDS, Template};
-
-/// Microseconds, always: readers need not guess, and equal lengths sort.
-const TIMES: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
 
 /// How often it is said that events go to the fallback topic.
 const FALLBACK_LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -197,10 +192,7 @@ impl Formatter {
         number(&mut self.seq, seq.0);
         number(&mut self.boot_us, event.received.boot_us);
         self.time.clear();
-        match event.timestamp.filter(|text| is_plain(text)) {
-            Some(text) => self.time.extend_from_slice(text.as_bytes()),
-            None => rfc3339(event.received.wall_us, &mut self.time),
-        }
+        event.write_time(&mut self.time);
         let id = event.id.text(&mut self.id);
         if let Some(key) = &self.options.key {
             key.key(event, id, &mut self.key);
@@ -321,18 +313,8 @@ pub fn event_ms(event: &Event<'_>) -> i64 {
     parsed.map_or(event.received.wall_us / 1000, jiff::Timestamp::as_millisecond)
 }
 
-/// Whether JSON takes a text as it is. Admission parses times; what something else has stored must not break an envelope.
-fn is_plain(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')
-}
-
 fn number(out: &mut Vec<u8>, n: u64) {
     out.clear();
     // Writing to a Vec cannot fail.
     let _ = write!(out, "{n}");
-}
-
-fn rfc3339(wall_us: i64, out: &mut Vec<u8>) {
-    let time = jiff::Timestamp::from_microsecond(wall_us).unwrap_or_default();
-    let _ = TIMES.print_timestamp(&time, StdIoWrite(out));
 }

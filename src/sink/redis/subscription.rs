@@ -5,7 +5,8 @@ use std::sync::Arc;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo};
 
-use super::{Driver, Options, RedisError, driven, stream, within};
+use super::connection::{Driver, driven, place, stream, within};
+use super::{Options, RedisError};
 use crate::stats::Counter;
 
 /// A subscription to a pattern of channels. As with the sink's connection its driver runs only where it is awaited.
@@ -31,7 +32,8 @@ impl Subscription {
             Ok::<_, std::convert::Infallible>(())
         };
         within(options.timeout, async {
-            let stream = stream(options).await?;
+            let address = place(options, 0).await?;
+            let stream = stream(options, &address).await?;
             let settings =
                 RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
             let config = AsyncConnectionConfig::new().set_response_timeout(None).set_push_sender(take);

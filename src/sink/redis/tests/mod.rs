@@ -1,19 +1,76 @@
 //! The sink against a Redis of the test's own that answers, refuses, is slow or is gone.
 
+mod volume;
+
+use std::pin::pin;
+
+use super::connection::Connection;
 use super::*;
+use crate::error::Class;
+use crate::event::{Event, EventId, Payload, Stamp, Way};
+use crate::ping::{ChannelTemplate, Plan, StreamPlan};
 use crate::secret::Secret;
+use crate::stats::LinkState;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufStream};
-use tokio::net::TcpListener;
-use tokio::time::timeout;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
 
 /// How long a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// `redis.timeout` of the tests: far above a loopback round trip, far below [`PATIENCE`].
 const TIMEOUT: Duration = Duration::from_millis(300);
 
+/// A ping of one event, whose payload is `1`, by a plan.
+fn planned(plan: &Plan, source_id: &str, kind: &str, id: &str) -> Ping {
+    let event = Event {
+        id: EventId::Given(id),
+        kind,
+        source_type: "probe",
+        source_id,
+        timestamp: None,
+        received: Stamp { wall_us: 0, boot_us: 0, clock_trusted: true },
+        payload: Payload::Json("1"),
+        way: Way::USUAL,
+    };
+    plan.ping(&event, Instant::now(), &Arc::new(Semaphore::new(100)))
+}
+
+/// A ping that is published on `events:SOURCE`.
+pub(super) fn ping_of(source_id: &str, kind: &str, id: &str) -> Ping {
+    let channel = ChannelTemplate::parse("events:{source_id}").ok();
+    planned(&Plan { channel, aggregate: None, stream: None }, source_id, kind, id)
+}
+
+/// The command that publishes the ping `n` of a test.
+fn published(n: usize) -> String {
+    format!(r#"PUBLISH events:{n} {{"id":"m{n}","type":"t","source_id":"{n}"}}"#)
+}
+
+fn address(port: u16) -> Address {
+    Address { host: "127.0.0.1".into(), port }
+}
+
 /// A server that does what the test says.
 struct Server(TcpListener);
+
+fn options(address: Address) -> Options {
+    Options {
+        addresses: vec![address],
+        master: None,
+        tls: None,
+        database: 0,
+        username: None,
+        password: None,
+        queue_max: 100,
+        payload_queue_bytes_max: 100,
+        max_age: PATIENCE,
+        coalesce: Coalesce { window: Duration::ZERO, above: 0 },
+        streams: None,
+        timeout: TIMEOUT,
+    }
+}
 
 /// One connection to it, from its side.
 struct Peer(BufStream<TcpStream>);
@@ -23,17 +80,12 @@ impl Server {
         Self(TcpListener::bind("127.0.0.1:0").await.unwrap())
     }
 
+    fn address(&self) -> Address {
+        address(self.0.local_addr().unwrap().port())
+    }
+
     fn options(&self) -> Options {
-        Options {
-            host: "127.0.0.1".into(),
-            port: self.0.local_addr().unwrap().port(),
-            tls: None,
-            database: 0,
-            username: None,
-            password: None,
-            queue_max: 100,
-            timeout: TIMEOUT,
-        }
+        options(self.address())
     }
 
     async fn accept(&self) -> Peer {
@@ -93,7 +145,10 @@ struct Running {
 
 impl Running {
     fn ping(&self, n: usize) {
-        let ping = Ping { channel: format!("events:{n}"), message: format!("m{n}") };
+        self.offer(ping_of(&n.to_string(), "t", &format!("m{n}")));
+    }
+
+    fn offer(&self, ping: Ping) {
         self.queue.try_send(ping).unwrap();
     }
 
@@ -139,7 +194,7 @@ async fn what_waits_goes_out_in_one_pipeline_and_in_order() {
         (0..3).for_each(|n| sink.ping(n));
         for n in 0..3 {
             // Nothing is answered in between: all three are on their way.
-            peer.expect(&format!("PUBLISH events:{n} m{n}")).await;
+            peer.expect(&published(n)).await;
         }
         assert_eq!(sink.counts(), (0, 0));
         peer.say(":0\r\n:1\r\n:7\r\n").await;
@@ -171,13 +226,13 @@ async fn a_pipeline_without_answers_is_dropped_and_the_link_made_anew() {
         let mut peer = server.accept_up().await;
         sink.link(LinkState::Up).await;
         sink.ping(0);
-        peer.expect("PUBLISH events:0 m0").await;
+        peer.expect(&published(0)).await;
         peer.expect_end().await;
         assert_eq!(sink.counts(), (0, 1));
         let mut peer = server.accept_up().await;
         sink.link(LinkState::Up).await;
         sink.ping(1);
-        peer.expect("PUBLISH events:1 m1").await;
+        peer.expect(&published(1)).await;
         peer.say(":1\r\n").await;
         sink.eventually("answered", |sink| sink.counts() == (1, 1)).await;
     })
@@ -191,7 +246,7 @@ async fn a_connection_closed_half_way_drops_that_pipeline() {
         let mut peer = server.accept_up().await;
         sink.link(LinkState::Up).await;
         (0..3).for_each(|n| sink.ping(n));
-        peer.expect("PUBLISH events:0 m0").await;
+        peer.expect(&published(0)).await;
         peer.say(":1\r\n").await;
         drop(peer);
         sink.eventually("dropped", |sink| sink.counts() == (0, 3)).await;
@@ -207,8 +262,8 @@ async fn answers_that_come_with_the_end_of_the_connection_count() {
         let mut peer = server.accept_up().await;
         sink.link(LinkState::Up).await;
         (0..2).for_each(|n| sink.ping(n));
-        peer.expect("PUBLISH events:0 m0").await;
-        peer.expect("PUBLISH events:1 m1").await;
+        peer.expect(&published(0)).await;
+        peer.expect(&published(1)).await;
         peer.say(":1\r\n:1\r\n").await;
         drop(peer);
         sink.eventually("answered", |sink| sink.counts() == (2, 0)).await;
@@ -267,13 +322,13 @@ async fn a_user_without_rights_keeps_the_link_and_is_down_until_they_come() {
         let mut peer = server.accept_up().await;
         sink.link(LinkState::Up).await;
         sink.ping(0);
-        peer.expect("PUBLISH events:0 m0").await;
+        peer.expect(&published(0)).await;
         peer.say("-NOPERM this user has no permissions to access one of the channels\r\n").await;
         sink.link(LinkState::Down).await;
         assert_eq!(sink.counts(), (0, 1));
         (1..3).for_each(|n| sink.ping(n));
-        peer.expect("PUBLISH events:1 m1").await;
-        peer.expect("PUBLISH events:2 m2").await;
+        peer.expect(&published(1)).await;
+        peer.expect(&published(2)).await;
         peer.say(":0\r\n-NOPERM this user has no permissions to access one of the channels\r\n").await;
         sink.link(LinkState::Up).await;
         assert_eq!(sink.counts(), (1, 2));
@@ -293,7 +348,7 @@ async fn stopping_publishes_what_is_queued() {
         (0..3).for_each(|n| running.ping(n));
         running.stop.cancel();
         for n in 0..3 {
-            peer.expect(&format!("PUBLISH events:{n} m{n}")).await;
+            peer.expect(&published(n)).await;
         }
         peer.say(":0\r\n:0\r\n:0\r\n").await;
         peer.expect_end().await;
@@ -349,7 +404,7 @@ async fn credentials_and_database_are_told_in_order() {
         peer.say("+OK\r\n").await;
         peer
     };
-    let (opened, _peer) = tokio::join!(Connection::open(&options), scenario);
+    let (opened, _peer) = tokio::join!(Connection::open(&options, 0), scenario);
     opened.map(drop).unwrap();
 }
 
@@ -364,7 +419,7 @@ async fn opened(options: impl FnOnce(Options) -> Options, answers: &[&str]) -> R
             peer.say(answer).await;
         }
     };
-    let (opened, ()) = tokio::join!(Connection::open(&options), scenario);
+    let (opened, ()) = tokio::join!(Connection::open(&options, 0), scenario);
     opened.map(drop).unwrap_err()
 }
 
@@ -385,21 +440,21 @@ async fn errors_say_what_to_do() {
     let closed = opened(|options| options, &[]).await;
     assert_eq!(closed.to_string(), "connection lost: closed by Redis");
     let long = opened(|options| options, &[&format!("-ERR {}\r\n", "ä".repeat(500))]).await;
-    assert!(long.to_string().len() < 2 * ANSWER_BYTES_MAX, "{long}");
+    assert!(long.to_string().len() < 2 * super::error::ANSWER_BYTES_MAX, "{long}");
 }
 
 #[tokio::test]
 async fn no_connection_and_no_answer_are_told_apart() {
     let server = Server::start().await;
     let mut options = server.options();
-    let silent = Connection::open(&options).await.map(drop).unwrap_err();
+    let silent = Connection::open(&options, 0).await.map(drop).unwrap_err();
     assert_eq!(silent.to_string(), "no answer within 300 ms (redis.timeout)");
     drop(server);
-    let refused = Connection::open(&options).await.map(drop).unwrap_err();
+    let refused = Connection::open(&options, 0).await.map(drop).unwrap_err();
     assert!(matches!(refused, RedisError::Connect { .. }), "{refused}");
-    options.host = "127.0.0.1.invalid".into();
+    options.addresses = vec![Address { host: "127.0.0.1.invalid".into(), port: 1 }];
     options.timeout = PATIENCE;
-    let unknown = Connection::open(&options).await.map(drop).unwrap_err();
+    let unknown = Connection::open(&options, 0).await.map(drop).unwrap_err();
     assert!(matches!(unknown, RedisError::Connect { .. }), "{unknown}");
 }
 
@@ -413,6 +468,8 @@ async fn a_probe_publishes_nothing() {
         let mut peer = server.accept_up().await;
         peer.expect("INFO server").await;
         peer.say(&info).await;
+        peer.expect("INFO replication").await;
+        peer.say("$11\r\nrole:master\r\n").await;
         peer.expect("MULTI").await;
         peer.say("+OK\r\n").await;
         peer.expect("PUBLISH events:check ").await;
@@ -420,9 +477,11 @@ async fn a_probe_publishes_nothing() {
         peer.say("+QUEUED\r\n+OK\r\n").await;
         peer.expect_end().await;
     };
-    let probe = async { probe(&options, "events:check").await };
+    let probe = async { probe(&options, ping_of("check", "t", "1")).await };
     let (said, ()) = tokio::join!(probe, scenario);
-    assert_eq!(said.unwrap(), "Redis 7.0.15, PUBLISH to events:check is permitted");
+    let said = said.unwrap();
+    assert_eq!(said.message, "Redis 7.0.15, PUBLISH to events:check is permitted");
+    assert_eq!(said.doubt, None);
 }
 
 #[tokio::test]
@@ -433,35 +492,20 @@ async fn a_probe_that_may_not_begin_a_transaction_does_not_publish() {
         let mut peer = server.accept_up().await;
         peer.expect("INFO server").await;
         peer.say("-NOPERM no\r\n").await;
+        peer.expect("INFO replication").await;
+        peer.say("-NOPERM no\r\n").await;
         peer.expect("MULTI").await;
         peer.say("-NOPERM no\r\n").await;
         assert_eq!(peer.command().await, None);
     };
-    let (said, ()) = tokio::join!(async { probe(&options, "events:check").await }, scenario);
-    assert!(said.unwrap().contains("could not be checked"));
-}
-
-#[test]
-fn the_product_is_named_as_it_calls_itself() {
-    let product = |text: &str| product(&Value::BulkString(text.into()));
-    assert_eq!(product("# Server\r\nredis_version:7.0.15\r\n"), "Redis 7.0.15");
-    assert_eq!(product("redis_version:7.2.4\r\nvalkey_version:8.0.1\r\n"), "Valkey 8.0.1");
-    assert_eq!(product(""), "Redis, version unknown");
+    let (said, ()) = tokio::join!(async { probe(&options, ping_of("check", "t", "1")).await }, scenario);
+    assert!(said.unwrap().message.contains("could not be checked"));
 }
 
 #[test]
 fn the_sink_may_run_in_a_set_of_stages() {
     fn is_send(_: impl Send) {}
     let (_queue, pings) = mpsc::channel(1);
-    let options = Options {
-        host: String::new(),
-        port: 1,
-        tls: Some(crate::tls::Options::default()),
-        database: 0,
-        username: None,
-        password: None,
-        queue_max: 1,
-        timeout: TIMEOUT,
-    };
+    let options = Options { tls: Some(crate::tls::Options::default()), ..options(address(1)) };
     is_send(run(options, pings, Arc::default(), CancellationToken::new()));
 }
