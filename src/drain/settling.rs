@@ -48,7 +48,7 @@ impl<P: Producer> Drain<P> {
         Ok(())
     }
 
-    /// Puts the successor in place that was made from changed files. Between two hand-overs, or two transactions, nothing
+    /// Puts the successor in place that was made from changed files, or in a long outage. Between two hand-overs, or two transactions, nothing
     /// is in flight, so that nothing goes out twice. On a link that is down nothing will be confirmed any more: then what is
     /// in flight goes out again.
     pub(super) fn renew(&mut self) -> Result<(), DrainError> {
@@ -65,7 +65,7 @@ impl<P: Producer> Drain<P> {
             Err(error) if error.class() == Class::Retry => return Ok(()),
             restarted => restarted?,
         }
-        tracing::info!(in_flight = self.lanes.open(), "the Kafka producer was made anew from changed files");
+        tracing::info!(in_flight = self.lanes.open(), "the Kafka producer was made anew");
         self.forget_transaction();
         if let Some(transaction) = &mut self.transaction {
             transaction.is_opened = false;

@@ -28,8 +28,10 @@ use super::{Fatal, Outcome, Producer, ProducerError, Record, Rejection, Report, 
 use crate::log::Limited;
 use crate::stats::{LinkState, Stats};
 
+mod outage;
 mod transactions;
 
+use outage::Outage;
 use transactions::Transactions;
 
 /// Compression of record batches.
@@ -164,9 +166,8 @@ pub struct KafkaProducer {
     stats: Arc<Stats>,
     inner: Inner,
     changes: Arc<Changes>,
-    /// Made from changed files, to take over once it is connected: files that do not work cost nothing but a line in
-    /// the log.
-    successor: Option<Inner>,
+    /// To take over once it is connected.
+    successor: Option<Successor>,
     /// Producers whose thread is left behind in a call that does not come back.
     stuck: usize,
 }
@@ -176,6 +177,13 @@ struct Inner {
     polled: Polled,
     transactions: Option<Transactions>,
     shared: Arc<Shared>,
+}
+
+/// Made from changed files: those that do not work cost nothing but a line in the log. Or made in a long outage, in which
+/// the one in use may have lost its way ([`outage`]).
+struct Successor {
+    inner: Inner,
+    is_for_outage: bool,
 }
 
 impl Inner {
@@ -202,6 +210,9 @@ struct Shared {
     /// Not the successor: its link is the agent's.
     is_in_use: AtomicBool,
     is_up: AtomicBool,
+    outage: Mutex<Outage>,
+    /// The outage lasts: another client is to look for Kafka.
+    wants_another: AtomicBool,
 }
 
 impl Shared {
@@ -387,10 +398,10 @@ impl Producer for KafkaProducer {
 
     fn restart(&mut self) -> Result<(), ProducerError> {
         // Order: the new one first, so that a refusal leaves a producer in place; the old one is purged as it drops.
-        let successor = self.successor.take_if(|successor| successor.is_up());
+        let successor = self.successor.take_if(|successor| successor.inner.is_up());
         // A successor by transactions has only shown that the files work: its name would fence the one in use.
         let inner = match successor.filter(|_| self.options.transactional.is_none()) {
-            Some(successor) => successor,
+            Some(successor) => successor.inner,
             None => create(&self.options, &self.stats, &self.changes, true)?,
         };
         if self.inner.shared.is_stuck() {
@@ -409,18 +420,28 @@ impl Producer for KafkaProducer {
     }
 
     fn has_successor(&mut self) -> bool {
-        if self.changes.take() {
+        let is_changed = self.changes.take();
+        let is_lost = self.inner.shared.wants_another.swap(false, Ordering::Relaxed);
+        let is_for_files = is_changed || self.successor.as_ref().is_some_and(|made| !made.is_for_outage);
+        if is_changed {
             tracing::info!("a file of the Kafka link changed: a producer is made from the new ones");
-            let options = Options { transactional: None, ..self.options.clone() };
-            self.successor = match create(&options, &self.stats, &self.changes, false) {
-                Ok(successor) => Some(successor),
-                Err(error) => {
-                    tracing::error!(%error, "changed files are of no use; the producer that is there stays");
-                    None
-                }
-            };
         }
-        self.successor.as_ref().is_some_and(Inner::is_up)
+        if is_changed || is_lost {
+            let options = Options { transactional: None, ..self.options.clone() };
+            match create(&options, &self.stats, &self.changes, false) {
+                Ok(inner) => self.successor = Some(Successor { inner, is_for_outage: !is_for_files }),
+                Err(error) if is_changed => {
+                    tracing::error!(%error, "changed files are of no use; the producer that is there stays");
+                    self.successor = None;
+                }
+                Err(error) => tracing::debug!(%error, "no other client can be made"),
+            }
+        }
+        if self.inner.is_up() {
+            // It found its way back.
+            self.successor.take_if(|successor| successor.is_for_outage);
+        }
+        self.successor.as_ref().is_some_and(|successor| successor.inner.is_up())
     }
 
     fn close(mut self, timeout: Duration) {
@@ -515,6 +536,10 @@ impl ClientContext for Callbacks {
             return;
         }
         self.changes.look();
+        if self.shared.outage.lock().unwrap_or_else(PoisonError::into_inner).look(is_up, Instant::now()) {
+            self.shared.wants_another.store(true, Ordering::Relaxed);
+            self.changes.news.notify_one();
+        }
         self.shared.give_up_stuck_call();
         // Connected is not enough to end a refusal: that takes a record that is delivered.
         let is_refused = self.stats.kafka.get() == LinkState::Misconfigured;

@@ -192,8 +192,8 @@ pub trait Producer: Send {
     /// Gives up everything that waits or is in flight; each record is reported as failed.
     fn purge(&mut self);
 
-    /// Whether a successor made from changed files is connected, which [`Producer::restart`] puts in place. Makes one
-    /// when a file has changed; [`Producer::reported`] returns when there is something new to ask for.
+    /// Whether a successor is connected, which [`Producer::restart`] puts in place. Makes one when a file has changed, and
+    /// in a long outage; [`Producer::reported`] returns when there is something new to ask for.
     fn has_successor(&mut self) -> bool;
 
     /// Throws everything queued away without a report and starts afresh, with the successor if there is one.

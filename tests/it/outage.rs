@@ -119,6 +119,28 @@ fn hung_broker_costs_nothing_but_time() {
     assert_exact(&mut agent, &reader, kafka.address(), &topic, &acked);
 }
 
+/// librdkafka may never connect again (confluentinc/librdkafka#5301). Here it is told to wait for ten minutes before it does.
+#[test]
+fn a_client_that_has_lost_its_way_is_replaced() {
+    let kafka = Private::kafka();
+    let topic = create_topic(kafka.address(), 1);
+    let mut agent = Agent::start(|config| {
+        config.kafka(kafka.address(), &topic);
+        let never = serde_json::json!({"reconnect.backoff.ms": 600_000, "reconnect.backoff.max.ms": 600_000});
+        config.set("kafka.properties", never);
+    });
+    let reader = Consumer::start(kafka.address(), &topic);
+    let producers = start_producers(&agent, "lost", 2, Pace { rate: Some(50), ..Pace::default() });
+    reader.wait_count(100, USUAL);
+    kafka.kill();
+    agent.wait_log("Kafka link down", USUAL);
+    kafka.start();
+    agent.wait_log("the Kafka producer was made anew", Duration::from_secs(100));
+    let acked = finish(producers);
+    reader.wait_count(usize::try_from(total(&acked)).unwrap(), USUAL);
+    assert_exact(&mut agent, &reader, kafka.address(), &topic, &acked);
+}
+
 fn publish(mqtt: &str, topic: &str, message: &str) {
     let (host, port) = mqtt.trim_start_matches("mqtt://").split_once(':').unwrap();
     let status = Command::new("mosquitto_pub")
