@@ -3,7 +3,7 @@
 //!
 //! Start: signals, socket, buffer, producer, then the stages; READY when all of them run. Stop, on the first signal or
 //! when a stage ends by itself: inputs (what they read is settled and answered), drain (within `agent.stop_grace`),
-//! pings, losses (the last ones are counted), buffer. A second signal ends everything at once; what was acknowledged is
+//! pings and HTTP, losses (the last ones are counted), buffer. A second signal ends everything at once; what was acknowledged is
 //! on disk all the same.
 
 use std::os::fd::OwnedFd;
@@ -18,11 +18,15 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "http")]
+use crate::buffer::view::Place;
 use crate::buffer::{self, Buffer, Run, WriterThread};
 use crate::cli::exit;
 use crate::config::{self, Config, ConfigErrors, PingAfter, Redis};
 use crate::dead_letter::Store;
 use crate::drain::{self, Drain, DrainError};
+#[cfg(feature = "http")]
+use crate::http;
 use crate::ingest::{Admission, mqtt, unix};
 use crate::losses::Losses;
 use crate::ping::Pings;
@@ -30,13 +34,16 @@ use crate::sink::kafka::KafkaProducer;
 use crate::sink::record::Formatter;
 use crate::sink::registry::{self, Registry, Schemas};
 use crate::sink::{self, ProducerError};
-use crate::stats::{LinkState, Stats};
-use crate::system::{self, Clock, DeviceWrites, Notifier, SetBack, Signals};
+#[cfg(feature = "http")]
+use crate::stats::LinkState;
+use crate::stats::Stats;
+use crate::status::{Facts, Overview};
+use crate::system::{self, Clock, Notifier, SetBack, Signals};
 
 /// Time between two status lines.
 const STATUS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Time between two looks whether the wall clock was set back.
+/// Time between two looks whether the wall clock was set back, and between two samples for the rates of the status.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How much longer than one append the inputs may take to settle what they have read.
@@ -144,12 +151,12 @@ struct Running {
     drain: Step,
     pings: Step,
     losses: Step,
+    http: Step,
     heartbeat: Stages,
-    stats: Arc<Stats>,
+    overview: Arc<Overview>,
     /// The service manager's socket, for a start of the agent by itself.
     handed_over: Option<OwnedFd>,
     buffer: Buffer,
-    device: DeviceWrites,
     notifier: Arc<Notifier>,
     append_timeout: Duration,
     stop_grace: Duration,
@@ -227,6 +234,7 @@ impl Agent {
     fn start(self) -> (Running, WriterEnd) {
         let Self { config, stats, listener, handed_over, buffer, writer, producer } = self;
         let notifier = Arc::new(Notifier::from_env());
+        let overview = Arc::new(Overview::new(facts(&config), Arc::clone(&stats), buffer.clone()));
         let (mut inputs, mut drain, mut pings) = (Step::default(), Step::default(), Step::default());
         let (early, late) = ping_ways(config.redis.clone(), &stats, &mut pings);
         let schemas = config.registry.clone().map(|options| spawn_registry(&mut drain, options));
@@ -240,6 +248,7 @@ impl Agent {
             early,
         );
         let losses = spawn_losses(&config, &buffer, &stats);
+        let http = spawn_http(&config, &buffer, &overview, &inputs.stop);
         spawn_inputs(&mut inputs, config.mqtt, config.unix.zip(listener), &admission);
         if inputs.stages.is_empty() {
             tracing::warn!("no input is configured: set unix.path or mqtt.url");
@@ -252,17 +261,16 @@ impl Agent {
         tracing::info!(agent = %config.agent.id, "ready");
         let append_timeout = config.limits.append_timeout;
         let stop_grace = config.agent.stop_grace;
-        let device = DeviceWrites::new(&config.buffer.dir);
         let running = Running {
             inputs,
             drain,
             pings,
             losses,
+            http,
             heartbeat,
-            stats,
+            overview,
             handed_over,
             buffer,
-            device,
             notifier,
             append_timeout,
             stop_grace,
@@ -290,18 +298,20 @@ impl Running {
                 Some(ended) = self.drain.stages.join_next() => return End::Failure(failure(ended)),
                 Some(ended) = self.pings.stages.join_next() => return End::Failure(failure(ended)),
                 Some(ended) = self.losses.stages.join_next() => return End::Failure(failure(ended)),
+                Some(ended) = self.http.stages.join_next() => return End::Failure(failure(ended)),
                 Some(ended) = self.heartbeat.join_next() => return End::Failure(failure(ended)),
                 ended = &mut *writer => {
                     let reason = ended.map_or_else(|e| e.to_string(), |()| "closed".into());
                     return End::Failure(AgentError::stage(BUFFER, &reason));
                 }
                 _ = look.tick() => {
+                    self.overview.sample();
                     if let Some(back) = set_back.look(clock.now()) {
                         return End::ClockSetBack(back.as_secs());
                     }
                 }
                 _ = status.tick() => {
-                    let line = status_line(&self.stats, &self.buffer, &self.device);
+                    let line = self.overview.look().line();
                     tracing::info!("{line}");
                     self.notifier.status(&line);
                 }
@@ -341,15 +351,16 @@ impl Running {
         let settled = self.inputs.end(self.append_timeout + INPUT_GRACE).await;
         // The drain bounds itself by `agent.stop_grace`; its last commit waits for the disk.
         let drained = self.drain.end(self.stop_grace + INPUT_GRACE).await;
-        let pinged = self.pings.end(PING_GRACE).await;
+        // HTTP says how the stop goes until here; what it holds of the buffer closes with it.
+        let (pinged, unserved) = tokio::join!(self.pings.end(PING_GRACE), self.http.end(PING_GRACE));
         // Order: behind everything that counts, before the buffer that keeps it.
         let counted = self.losses.end(INPUT_GRACE).await;
         let mut heartbeat = self.heartbeat;
         heartbeat.shutdown().await;
         self.buffer.close().await;
         let closed = writer.await.map_err(AgentError::from);
-        tracing::info!("{}", status_line(&self.stats, &self.buffer, &self.device));
-        closed.and(drained).and(settled).and(pinged).and(counted)
+        tracing::info!("{}", self.overview.look().line());
+        closed.and(drained).and(settled).and(pinged).and(unserved).and(counted)
     }
 }
 
@@ -449,6 +460,44 @@ fn spawn_losses(config: &Config, buffer: &Buffer, stats: &Arc<Stats>) -> Step {
     step
 }
 
+/// Starts the thread that serves HTTP, if it is on. A thread that cannot be started is no reason to take no events.
+#[cfg(feature = "http")]
+fn spawn_http(
+    config: &Config,
+    buffer: &Buffer,
+    overview: &Arc<Overview>,
+    stopping: &CancellationToken,
+) -> Step {
+    let mut step = Step::default();
+    let Some(options) = config.http.clone() else { return step };
+    let sources = http::Sources {
+        overview: Arc::clone(overview),
+        recent: buffer.keep_recent(options.recent),
+        place: Place { dir: config.buffer.dir.clone(), ledger: config.buffer.ledger.clone() },
+        stopping: stopping.clone(),
+    };
+    match http::start(options, sources, step.stop.clone()) {
+        Ok(thread) => {
+            step.stages.spawn(async move {
+                let ended = thread.ended().await;
+                ("http", ended.map_err(|error| AgentError::stage("http", &error)))
+            });
+        }
+        Err(error) => {
+            overview.stats().http.set(LinkState::Down);
+            overview.stats().http.failed(&error.to_string());
+            tracing::error!(%error, "HTTP cannot be served: the system gives it no thread");
+        }
+    }
+    step
+}
+
+/// The configuration of a build without HTTP never turns it on.
+#[cfg(not(feature = "http"))]
+fn spawn_http(_: &Config, _: &Buffer, _: &Arc<Overview>, _: &CancellationToken) -> Step {
+    Step::default()
+}
+
 fn spawn_inputs(
     inputs: &mut Step,
     mqtt: Option<mqtt::Options>,
@@ -485,84 +534,17 @@ fn spawn_heartbeat(stages: &mut Stages, every: Duration, notifier: Arc<Notifier>
     });
 }
 
+fn facts(config: &Config) -> Facts {
+    let buffer::Options { dir, agent, bytes_max, free_min, .. } = config.buffer.clone();
+    Facts { agent, dir, bytes_max, free_min }
+}
+
 fn failure(ended: Result<(&'static str, Result<(), AgentError>), JoinError>) -> AgentError {
     match ended {
         Ok((_, Err(error))) => error,
         Ok((stage, Ok(()))) => AgentError::stage(stage, &"without a reason"),
         Err(error) => AgentError::stage("a stage", &error),
     }
-}
-
-/// What goes in, what waits, what went out, in one line.
-fn status_line(stats: &Stats, buffer: &Buffer, device: &DeviceWrites) -> String {
-    let figures = buffer.figures();
-    let waiting = figures.waiting();
-    let backlog = if figures.backlog > 0 { format!(" ({} backlog)", figures.backlog) } else { String::new() };
-    let oldest_s = match stats.oldest_boot_us.get() {
-        0 => 0,
-        taken_us => Clock::default().now().boot_us.saturating_sub(taken_us) / 1_000_000,
-    };
-    // What is not in the ledger yet counts too.
-    let lost = stats.kafka_lost.unsettled() + figures.lost;
-    let refused = stats.refused.get() + stats.invalid.get() + stats.too_large.get();
-    let mut line = format!(
-        "in {} (mqtt {}, unix {}), refused {refused}, buffered {waiting} events{backlog} in {} KiB, oldest {oldest_s} s, out {}, lost {lost}",
-        stats.mqtt_in.get() + stats.unix_in.get(),
-        stats.mqtt_in.get(),
-        stats.unix_in.get(),
-        figures.disk_bytes / 1024,
-        stats.kafka_out.get(),
-    );
-    let reasons: Vec<_> = buffer
-        .ledger()
-        .iter()
-        .filter(|(reason, entry)| reason.is_acknowledged() && entry.events > 0)
-        .map(|(reason, entry)| format!("{} {}", reason.word(), entry.events))
-        .collect();
-    if !reasons.is_empty() {
-        line += &format!(" ({})", reasons.join(", "));
-    }
-    match stats.fallback_topic.get() {
-        0 => {}
-        events => line += &format!(", {events} to the fallback topic"),
-    }
-    let by_route =
-        [("dropped", &stats.dropped), ("sampled out", &stats.sampled_out), ("filtered", &stats.filtered)];
-    for (word, counter) in by_route.iter().filter(|(_, counter)| counter.get() > 0) {
-        line += &format!(", {word} {}", counter.get());
-    }
-    if figures.stored_bytes > 0 {
-        line += &format!(", stored {} KiB", figures.stored_bytes / 1024);
-        if let Some(bytes) = device.bytes() {
-            line += &format!(" (device wrote {} KiB)", bytes / 1024);
-        }
-    }
-    if buffer.is_full() {
-        line += ", FULL";
-    }
-    if !figures.is_writable {
-        line += ", NOT WRITABLE";
-    }
-    if stats.redis.get() != LinkState::Off {
-        line += &format!(", pings {} (dropped {})", stats.pings_out.get(), stats.pings_dropped.get());
-        let (added, dropped) = (stats.stream_entries_out.get(), stats.stream_entries_dropped.get());
-        if added + dropped > 0 {
-            line += &format!(", stream entries {added} (dropped {dropped})");
-        }
-        for (word, counter) in [
-            ("pings coalesced", &stats.pings_coalesced),
-            ("pings stale", &stats.pings_stale),
-            ("stream entries stale", &stats.stream_entries_stale),
-        ] {
-            if counter.get() > 0 {
-                line += &format!(", {word} {}", counter.get());
-            }
-        }
-    }
-    for (name, link) in [("mqtt", &stats.mqtt), ("kafka", &stats.kafka), ("redis", &stats.redis)] {
-        line += &format!(", {name} {}", link.get().word());
-    }
-    line
 }
 
 #[cfg(test)]

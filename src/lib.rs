@@ -24,6 +24,7 @@ pub mod files;
 #[doc(hidden)]
 #[allow(clippy::expect_used, reason = "a fuzz target fails by panicking")]
 pub mod fuzz;
+pub mod http;
 pub mod ingest;
 pub mod log;
 pub mod losses;
@@ -31,5 +32,6 @@ pub mod ping;
 pub mod secret;
 pub mod sink;
 pub mod stats;
+pub mod status;
 pub mod system;
 pub mod tls;

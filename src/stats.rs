@@ -1,10 +1,18 @@
-//! Counters and link states that every stage writes and the status line, `STATUS=` and the log read.
+//! Counters, latencies and link states that every stage writes and whoever shows the agent's state reads.
 //!
-//! Plain atomics: a counter costs one relaxed add and nobody ever waits for a reader.
+//! Plain atomics: a counter costs one relaxed add and nobody ever waits for a reader. Only what went wrong with a link is
+//! behind a lock, taken when a link fails and when somebody looks.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
+
+use crate::event::Stamp;
+use crate::system::Clock;
+
+/// Longest text of a link's failure that is kept, in bytes.
+const FAILURE_BYTES_MAX: usize = 256;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -104,14 +112,109 @@ impl LinkState {
     }
 }
 
+/// Upper bounds of a [`Latency`]'s buckets, in microseconds: from one sync on fast flash to a day's outage.
+pub const LATENCY_BOUNDS_US: [u64; 20] = [
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    30_000_000,
+    60_000_000,
+    300_000_000,
+    900_000_000,
+    3_600_000_000,
+    21_600_000_000,
+    86_400_000_000,
+];
+
+/// Buckets of a [`Latency`]: one for each bound, and one for what is above them all.
+const LATENCY_BUCKETS: usize = LATENCY_BOUNDS_US.len() + 1;
+
+/// Latencies of a round, gathered without an atomic: see [`Latency::take`].
+#[derive(Debug, Default)]
+pub struct Tally {
+    counts: [u64; LATENCY_BUCKETS],
+    sum_us: u64,
+}
+
+impl Tally {
+    /// `events` took `us` microseconds each.
+    pub fn add(&mut self, us: u64, events: u64) {
+        let bucket = LATENCY_BOUNDS_US.partition_point(|bound| *bound < us);
+        if let Some(count) = self.counts.get_mut(bucket) {
+            *count += events;
+        }
+        self.sum_us = self.sum_us.saturating_add(us.saturating_mul(events));
+    }
+}
+
+/// How long events took, as a histogram.
+#[derive(Debug, Default)]
+pub struct Latency {
+    counts: [Counter; LATENCY_BUCKETS],
+    sum_us: Counter,
+}
+
+impl Latency {
+    /// `events` took `us` microseconds each.
+    pub fn add(&self, us: u64, events: u64) {
+        let mut tally = Tally::default();
+        tally.add(us, events);
+        self.take(&tally);
+    }
+
+    /// Adds what a round has gathered: one relaxed add for each bucket that something is in.
+    pub fn take(&self, tally: &Tally) {
+        for (counter, count) in self.counts.iter().zip(tally.counts).filter(|(_, count)| *count > 0) {
+            counter.add(count);
+        }
+        if tally.sum_us > 0 {
+            self.sum_us.add(tally.sum_us);
+        }
+    }
+
+    /// Number of events in each bucket: up to each of [`LATENCY_BOUNDS_US`], then above them.
+    pub fn counts(&self) -> [u64; LATENCY_BUCKETS] {
+        self.counts.each_ref().map(Counter::get)
+    }
+
+    /// All latencies together, in microseconds.
+    pub fn sum_us(&self) -> u64 {
+        self.sum_us.get()
+    }
+}
+
+/// What went wrong with a link last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// In words; without secrets, cut at 256 bytes.
+    pub what: String,
+    /// When, by both clocks.
+    pub at: Stamp,
+}
+
 /// A link's state, shared between the stage that owns the link and whoever shows it.
 #[derive(Debug, Default)]
-pub struct Link(AtomicU8);
+pub struct Link {
+    state: AtomicU8,
+    /// Microseconds since boot; 0 before the first change.
+    since_boot_us: AtomicU64,
+    failure: Mutex<Option<Failure>>,
+}
 
 impl Link {
     /// The state now.
     pub fn get(&self) -> LinkState {
-        match self.0.load(Ordering::Relaxed) {
+        match self.state.load(Ordering::Relaxed) {
             3 => LinkState::Misconfigured,
             2 => LinkState::Up,
             1 => LinkState::Down,
@@ -121,7 +224,29 @@ impl Link {
 
     /// Sets the state and says whether it changed, so that a change is logged once.
     pub fn set(&self, state: LinkState) -> bool {
-        self.0.swap(state as u8, Ordering::Relaxed) != state as u8
+        let is_new = self.state.swap(state as u8, Ordering::Relaxed) != state as u8;
+        if is_new {
+            self.since_boot_us.store(Clock::default().now().boot_us, Ordering::Relaxed);
+        }
+        is_new
+    }
+
+    /// Since when it is in its state, microseconds since boot; `None` before the first change.
+    pub fn since_boot_us(&self) -> Option<u64> {
+        Some(self.since_boot_us.load(Ordering::Relaxed)).filter(|us| *us > 0)
+    }
+
+    /// Notes what went wrong; it stays after the link is up again.
+    pub fn failed(&self, what: &str) {
+        let end = what.floor_char_boundary(FAILURE_BYTES_MAX);
+        let what = what.get(..end).unwrap_or_default().to_owned();
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Failure { what, at: Clock::default().now() });
+    }
+
+    /// What went wrong last.
+    pub fn failure(&self) -> Option<Failure> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -182,12 +307,18 @@ pub struct Stats {
     pub stream_entries_dropped: Counter,
     /// As [`Stats::pings_stale`], of entries for streams.
     pub stream_entries_stale: Counter,
+    /// From admission until durable, each event with the time of the oldest of its batch.
+    pub durable_latency: Latency,
+    /// From admission until Kafka's delivery report, for events of this boot.
+    pub kafka_latency: Latency,
     /// State of the link to the MQTT broker.
     pub mqtt: Link,
     /// State of the link to Kafka.
     pub kafka: Link,
     /// State of the link to Redis.
     pub redis: Link,
+    /// Whether HTTP is served: down while its port is taken.
+    pub http: Link,
 }
 
 #[cfg(test)]
@@ -206,6 +337,34 @@ mod tests {
         assert_eq!((lost.get(), lost.unsettled()), (5, 0));
         let again = tokio::time::timeout(std::time::Duration::ZERO, lost.grown()).await;
         assert!(again.is_err(), "nothing was added since");
+    }
+
+    #[test]
+    fn a_latency_is_counted_in_its_bucket_and_in_the_sum() {
+        let latency = Latency::default();
+        let mut tally = Tally::default();
+        tally.add(1_000, 2);
+        tally.add(1_001, 1);
+        tally.add(u64::MAX / 2, 1);
+        latency.take(&tally);
+        latency.take(&Tally::default());
+        let counts = latency.counts();
+        assert_eq!((counts[0], counts[1], counts[20], counts.iter().sum::<u64>()), (2, 1, 1, 4));
+        assert_eq!(latency.sum_us(), u64::MAX / 2 + 3_001);
+        assert!(LATENCY_BOUNDS_US.is_sorted());
+    }
+
+    #[test]
+    fn a_link_remembers_since_when_and_what_went_wrong() {
+        let link = Link::default();
+        assert_eq!((link.since_boot_us(), link.failure()), (None, None));
+        link.set(LinkState::Down);
+        let since = link.since_boot_us();
+        link.set(LinkState::Down);
+        assert!(since.is_some() && link.since_boot_us() == since);
+        link.failed(&"ä".repeat(FAILURE_BYTES_MAX));
+        link.set(LinkState::Up);
+        assert_eq!(link.failure().unwrap().what.len(), FAILURE_BYTES_MAX);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,7 @@ mod lanes;
 pub mod ledger;
 pub mod probe;
 mod ranges;
+pub mod recent;
 mod reserve;
 mod run;
 pub mod scan;
@@ -55,6 +56,7 @@ pub use block::Rank;
 pub use generations::Figures;
 pub use identity::LogName;
 pub use lanes::{AHEAD_MAX, Lanes};
+pub use recent::{Recent, RecentLimits};
 pub use run::Run;
 pub use ways::{TOPIC_BYTES_MAX, TOPICS_MAX};
 
@@ -288,6 +290,7 @@ struct Published {
     is_full: AtomicBool,
     cursor_asked: AtomicU64,
     is_commit_queued: AtomicBool,
+    recent: OnceLock<Arc<Recent>>,
 }
 
 /// The writer thread; to be awaited beside the stages.
@@ -380,6 +383,7 @@ impl Buffer {
             is_full: AtomicBool::new(false),
             cursor_asked: AtomicU64::new(figures.cursor.0),
             is_commit_queued: AtomicBool::new(false),
+            recent: OnceLock::new(),
         });
         let ages = options.age_max.map(|age_max| Ages::new(boot, clock, age_max));
         let writer =
@@ -442,6 +446,14 @@ impl Buffer {
     /// Remembers that the first `events` of `reason` were announced; as [`Self::count`].
     pub fn announced(&self, reason: Reason, events: u64) -> bool {
         self.inner.commands.try_send(Command::Announced { reason, events }).is_ok()
+    }
+
+    /// Keeps what becomes durable from now on in memory too, within `limits`, for whoever looks. The limits of the first call
+    /// count.
+    pub fn keep_recent(&self, limits: RecentLimits) -> Arc<Recent> {
+        let published = &self.inner.published;
+        let durable = *published.durable.borrow();
+        Arc::clone(published.recent.get_or_init(|| Arc::new(Recent::new(limits, durable))))
     }
 
     /// The numbers after the last commit.

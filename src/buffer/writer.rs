@@ -301,7 +301,12 @@ impl<H: Shelf> Writer<H> {
             self.publish();
             // Order: whoever is answered may look whether there is room.
             self.note_room();
+            // Order: behind the sync, so that nobody is shown what a power cut takes back.
+            let recent = self.published.recent.get();
             for (first, append) in self.stored.drain(..) {
+                if let Some(recent) = recent {
+                    recent.put(first, &append.batch);
+                }
                 append.accept(first);
             }
             self.answer_commits();

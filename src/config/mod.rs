@@ -18,7 +18,7 @@ mod reader;
 mod render;
 mod source;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod units;
 mod value;
 
@@ -29,7 +29,7 @@ use crate::ingest::route::Routes;
 use crate::ingest::{mqtt, unix};
 use crate::ping::Plan;
 use crate::sink::{kafka, record, redis, registry};
-use crate::{buffer, dead_letter, drain, log, losses};
+use crate::{buffer, dead_letter, drain, http, log, losses};
 
 pub use problem::{ConfigErrors, Problem, Source};
 pub use reader::Effective;
@@ -118,6 +118,8 @@ pub struct Config {
     pub registry: Option<registry::Options>,
     /// Pings, if they are on.
     pub redis: Option<Redis>,
+    /// HTTP, if it is on.
+    pub http: Option<http::Options>,
     /// What is told of losses.
     pub ledger: losses::Options,
     /// Log lines.

@@ -327,12 +327,22 @@ impl Reader {
     ///
     /// The file is read here to find mistakes at the start, and again whenever the secret is used.
     pub(super) fn secret(&mut self, secret: &'static str, file: Key, example: &str) -> Option<Password> {
+        self.secret_or(secret, file, ("none is sent", example))
+    }
+
+    /// As [`Reader::secret`], and says what its absence means.
+    pub(super) fn secret_or(
+        &mut self,
+        secret: &'static str,
+        file: Key,
+        absent: (&'static str, &str),
+    ) -> Option<Password> {
         let pointer = format!("give {} or set the variable {}", file.name, variable_of(secret));
         if let Some(found) = self.sources.take_from_file(secret) {
             let what = format!("may not stand in the configuration file: {pointer}");
             self.problems.push(Problem::of(secret, Some(found.source), what));
         }
-        let path = self.optional_text(file, "a path", ("none is sent", example), not_empty);
+        let path = self.optional_text(file, "a path", absent, not_empty);
         if let Some(found) = self.sources.take(secret) {
             let Value::Word(text) = &found.value else { return None };
             if text.is_empty() {

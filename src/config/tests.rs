@@ -481,6 +481,14 @@ stream_payload = true
 stream_payload_max_bytes = "1 KiB"
 stream_payload_queue = "64 KiB"
 
+[http]
+listen = "0.0.0.0:1"
+token_file = "redis-secret"
+max_connections = 100
+recent_events = 5
+recent_bytes = "1MiB"
+ready_max_age = "5s"
+
 [ledger]
 announce = false
 topic = "losses.{source_type}"
@@ -613,6 +621,11 @@ fn a_full_file_sets_everything() {
         timestamp: record::Timestamp::Event,
     };
     assert_eq!(config.records, records);
+    let http = config.http.unwrap();
+    assert_eq!((http.listen.to_string().as_str(), http.connections_max), ("0.0.0.0:1", 100));
+    assert_eq!(http.token.unwrap().read().unwrap().reveal(), "re-hush");
+    assert_eq!((http.recent.events_max, http.recent.bytes_max), (5, 1 << 20));
+    assert_eq!(http.ready_age_max, Duration::from_secs(5));
     assert_eq!(config.ledger, losses::Options { announce: false });
     assert_eq!(config.log.format, log::Format::Json);
 }
@@ -877,6 +890,14 @@ const BAD_VALUES: &[(&str, &str)] = &[
     (
         "[redis]\nurl = \"redis://u:hush@a\"",
         "fieldpost.toml:2: redis.url = \"redis://***@a\": a password may not stand in the URL: give redis.password_file or set the variable FIELDPOST_REDIS__PASSWORD; allowed: redis://host:port,…/database or redis+sentinel://host:port,…/name/database, rediss for TLS; at most 16 addresses",
+    ),
+    (
+        "[http]\nlisten = \"localhost:9480\"",
+        "fieldpost.toml:2: http.listen = \"localhost:9480\": not an IP address and a port, such as 127.0.0.1:9480; allowed: an IP address and a port",
+    ),
+    (
+        "[http]\nlisten = \"0.0.0.0:9480\"",
+        "fieldpost.toml:2: http.listen = \"0.0.0.0:9480\": is beyond loopback and needs http.token_file (or the variable FIELDPOST_HTTP__TOKEN)",
     ),
     (
         "[redis]\nchannel = \"events:{id}\"",
@@ -1205,6 +1226,14 @@ stream_payload = false                       # default
 stream_payload_max_bytes = "4 KiB"           # default
 stream_payload_queue = "1 MiB"               # default
 
+[http]
+# listen is not set: HTTP is off
+# token_file is not set: requests need none, which is for loopback alone
+max_connections = 64                         # default
+recent_events = 10000                        # default
+recent_bytes = "2 MiB"                       # default
+ready_max_age = "1m"                         # default
+
 [ledger]
 announce = true                              # default
 # topic is not set: kafka.topic, unless that holds a placeholder
@@ -1289,14 +1318,14 @@ proptest::proptest! {
 }
 
 /// Compares a generated text with the file that holds it; with FIELDPOST_BLESS set the file is written instead.
-fn assert_file(path: &str, generated: &str) {
+pub(crate) fn assert_file(path: &str, generated: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     if std::env::var_os("FIELDPOST_BLESS").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, generated).unwrap();
     }
     let held = fs::read_to_string(&path).unwrap_or_default();
-    assert!(held == generated, "{} is out of date: FIELDPOST_BLESS=1 cargo test config", path.display());
+    assert!(held == generated, "{} is out of date: FIELDPOST_BLESS=1 cargo test --lib", path.display());
 }
 
 #[test]

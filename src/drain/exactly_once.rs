@@ -97,6 +97,7 @@ impl<P: Producer> Drain<P> {
             }
             Err(StepError::Misconfigured(reason)) => {
                 self.stats.kafka.set(LinkState::Misconfigured);
+                self.stats.kafka.failed(&reason);
                 if let Some(suppressed) = self.refusal_logs.misconfigured.allow() {
                     tracing::error!(
                         %reason, suppressed,

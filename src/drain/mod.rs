@@ -55,6 +55,7 @@ use crate::sink::record::{Formatter, Lane};
 use crate::sink::transaction::Step;
 use crate::sink::{Producer, ProducerError, Report};
 use crate::stats::Stats;
+use crate::system::Clock;
 use flow::Flow;
 use lanes::Lanes;
 use pace::Pace;
@@ -187,6 +188,7 @@ pub struct Drain<P> {
     options: Options,
     formatter: Formatter,
     stats: std::sync::Arc<Stats>,
+    clock: Clock,
     /// Set when pings wait for Kafka (`redis.ping_after = "delivered"`).
     pings: Option<Pings>,
     state: State,
@@ -229,6 +231,7 @@ impl<P: Producer> Drain<P> {
             options,
             formatter,
             stats,
+            clock: Clock::default(),
             pings,
             state: State::Flowing,
             lanes,

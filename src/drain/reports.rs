@@ -4,7 +4,7 @@ use super::{Delivery, Drain, State};
 use crate::event::Seq;
 use crate::sink::record::Lane;
 use crate::sink::{Outcome, Producer, Report};
-use crate::stats::LinkState;
+use crate::stats::{LinkState, Tally};
 
 impl<P: Producer> Drain<P> {
     /// Takes the reports in. Whether there were any.
@@ -17,13 +17,18 @@ impl<P: Producer> Drain<P> {
         if is_answered && self.stats.kafka.set(LinkState::Up) {
             tracing::info!("Kafka link up");
         }
-        let mut delivered = 0;
+        let (mut delivered, mut latency) = (0, Tally::default());
+        // One look at the clock for all of them.
+        let now_us = if is_answered { self.clock.now().boot_us } else { 0 };
         for Report { tag, outcome } in reports.drain(..) {
             match outcome {
                 Outcome::Delivered => {
-                    let Some(ping) = self.lanes.of_tag(tag).window.confirm(tag) else { continue };
+                    let Some(confirmed) = self.lanes.of_tag(tag).window.confirm(tag) else { continue };
                     delivered += 1;
-                    match (&self.pings, ping, &mut self.transaction) {
+                    if let Some(taken_us) = confirmed.boot_us {
+                        latency.add(now_us.saturating_sub(taken_us), 1);
+                    }
+                    match (&self.pings, confirmed.ping, &mut self.transaction) {
                         (Some(_), Some(ping), Some(transaction)) => transaction.pings.push(ping),
                         (Some(pings), Some(ping), None) => pings.offer_made(ping),
                         _ => {}
@@ -33,6 +38,7 @@ impl<P: Producer> Drain<P> {
             }
         }
         self.reports = reports;
+        self.stats.kafka_latency.take(&latency);
         if delivered > 0 {
             match &mut self.transaction {
                 Some(transaction) => transaction.confirm(delivered),
@@ -93,8 +99,9 @@ impl<P: Producer> Drain<P> {
             }
             _ => {}
         }
-        if matches!(outcome, Outcome::Misconfigured(_)) {
+        if let Outcome::Misconfigured(reason) = outcome {
             self.stats.kafka.set(LinkState::Misconfigured);
+            self.stats.kafka.failed(reason);
         }
         self.state = State::Settling;
         self.log_refusal(Some(seq), outcome);

@@ -4,8 +4,10 @@ use tokio::time::Instant;
 
 use super::poison::Place;
 use super::{Delivery, Drain, DrainError, State, Transaction};
-use crate::buffer::Run;
+use crate::buffer::block::Origin;
+use crate::buffer::{Buffer, Run};
 use crate::error::Class;
+use crate::event::Event;
 use crate::sink::record::Lane;
 use crate::sink::{Outcome, Producer, SendError};
 use crate::stats::LinkState;
@@ -179,7 +181,7 @@ impl<P: Producer> Drain<P> {
             }
             let ping = self.pings.as_ref().and_then(|pings| pings.make(&event));
             let flow = self.lanes.flow_mut(lane);
-            flow.window.push(seq, bytes, event.received.boot_us, ping);
+            flow.window.push(seq, bytes, taken_us(&self.buffer, origin, &event), ping);
             flow.sent = seq;
             self.is_alone = is_suspect;
             self.pace.take(line_bytes);
@@ -235,4 +237,9 @@ impl<P: Producer> Drain<P> {
         matches!(self.stats.kafka.get(), LinkState::Down | LinkState::Misconfigured)
             || !matches!(self.state, State::Flowing | State::Stepping(_))
     }
+}
+
+/// When an event was taken, microseconds since boot; `None`: in another boot.
+fn taken_us(buffer: &Buffer, origin: Origin, event: &Event<'_>) -> Option<u64> {
+    (origin.boot == buffer.boot()).then_some(event.received.boot_us)
 }

@@ -17,9 +17,18 @@ enum State {
 struct Entry {
     seq: Seq,
     bytes: usize,
-    boot_us: u64,
+    boot_us: Option<u64>,
     state: State,
     ping: Option<Ping>,
+}
+
+/// What an event leaves when Kafka has it.
+#[derive(Debug)]
+pub(super) struct Confirmed {
+    /// Its ping, if one waited.
+    pub(super) ping: Option<Ping>,
+    /// When it was taken, microseconds since boot; `None`: in another boot.
+    pub(super) boot_us: Option<u64>,
 }
 
 /// Events in flight in one lane, in order. Tags count up in twos, with the lane as their lowest bit, and wrap, so that 32
@@ -45,16 +54,18 @@ impl Window {
         self.base.wrapping_add(self.entries.len().wrapping_mul(2))
     }
 
-    /// Notes that an event went out under [`Window::next_tag`]. `boot_us`: when it was taken.
-    pub(super) fn push(&mut self, seq: Seq, bytes: usize, boot_us: u64, ping: Option<Ping>) {
+    /// Notes that an event went out under [`Window::next_tag`]. `boot_us`: when it was taken; `None`: in
+    /// another boot.
+    pub(super) fn push(&mut self, seq: Seq, bytes: usize, boot_us: Option<u64>, ping: Option<Ping>) {
         self.entries.push_back(Entry { seq, bytes, boot_us, state: State::Open, ping });
         self.bytes += bytes;
         self.open += 1;
     }
 
     /// Notes that nothing more needs to be done for the event with `tag`. `None`: the tag is not in flight.
-    pub(super) fn confirm(&mut self, tag: usize) -> Option<Option<Ping>> {
-        self.report(tag, State::Confirmed).map(|entry| entry.ping.take())
+    pub(super) fn confirm(&mut self, tag: usize) -> Option<Confirmed> {
+        let entry = self.report(tag, State::Confirmed)?;
+        Some(Confirmed { ping: entry.ping.take(), boot_us: entry.boot_us })
     }
 
     /// Notes that the event with `tag` was refused and has to go out again. `None`: the tag is not in flight.
@@ -109,9 +120,9 @@ impl Window {
         self.bytes
     }
 
-    /// When the oldest event was taken, microseconds since boot.
+    /// When the oldest event was taken, microseconds since boot; `None` also when that was in another boot.
     pub(super) fn oldest_boot_us(&self) -> Option<u64> {
-        self.entries.front().map(|entry| entry.boot_us)
+        self.entries.front().and_then(|entry| entry.boot_us)
     }
 }
 
@@ -125,7 +136,7 @@ mod tests {
         let tags: Vec<usize> = (1..=4)
             .map(|n| {
                 let tag = window.next_tag();
-                window.push(Seq(n), 10, n, None);
+                window.push(Seq(n), 10, Some(n), None);
                 tag
             })
             .collect();
@@ -151,9 +162,9 @@ mod tests {
     fn a_late_report_of_a_forgotten_event_is_nobody() {
         let mut window = Window::new(0);
         let old = window.next_tag();
-        window.push(Seq(1), 10, 0, None);
+        window.push(Seq(1), 10, Some(0), None);
         window.clear();
-        window.push(Seq(1), 10, 0, None);
+        window.push(Seq(1), 10, Some(0), None);
         assert!(window.confirm(old).is_none());
         assert_eq!(window.open(), 1);
     }

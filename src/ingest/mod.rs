@@ -188,6 +188,10 @@ impl Admission {
             Some(batch) => self.forget(batch),
             None => self.memory().forget_all(),
         })?;
+        if let Some(oldest) = appended.batch.events().next() {
+            let age_us = self.clock.now().boot_us.saturating_sub(oldest.received.boot_us);
+            self.stats.durable_latency.add(age_us, appended.batch.len() as u64);
+        }
         if let Some(pings) = &self.pings {
             pings.offer(appended.batch.events());
         }

@@ -555,6 +555,7 @@ impl ClientContext for Callbacks {
                 tracing::info!("Kafka link up");
             } else {
                 let reason = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                self.stats.kafka.failed(&reason);
                 tracing::warn!(%reason, "Kafka link down; events are kept in the buffer");
             }
         }

@@ -24,6 +24,8 @@ mod formats;
 mod full;
 mod guarantees;
 mod harness;
+#[cfg(feature = "http")]
+mod http;
 mod live_first;
 mod losses;
 mod mqtt;

@@ -3,6 +3,7 @@
 //! All keys of a section are read even when the section is off, so that a mistake shows before it is switched on.
 
 mod dead_letters;
+mod http;
 mod inputs;
 mod ledger;
 mod outputs;
@@ -73,6 +74,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let (kafka, records, drain, dead_letters) = outputs::kafka(r, &agent, &limits, &buffer);
     let registry = registry::registry(r, &agent, records.format);
     let redis = redis::redis(r);
+    let http = http::http(r);
     let (ledger, loss_topic) = ledger::ledger(r);
     let log = log(r);
     // The inputs share what the limits leave them; their sections come first for the reader of the file.
@@ -107,6 +109,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
         dead_letters,
         registry,
         redis,
+        http,
         ledger,
         log,
     }

@@ -304,6 +304,7 @@ impl<W: Wire> Station<W> {
         self.accept_every_release |= failure.kind == FailureKind::UnknownRelease;
         self.disconnected();
         let was_up = self.stats().mqtt.set(LinkState::Down);
+        self.stats().mqtt.failed(&failure.what);
         let news = self.told.as_ref() != Some(&failure.what);
         let delay = match failure.kind {
             FailureKind::Refused { .. }

@@ -313,6 +313,13 @@ pub fn event_ms(event: &Event<'_>) -> i64 {
     parsed.map_or(event.received.wall_us / 1000, jiff::Timestamp::as_millisecond)
 }
 
+/// The envelope of an event as [`Format::Envelope`] has it, in place of what `out` held.
+pub fn write_envelope(event: &Event<'_>, out: &mut Vec<u8>) {
+    let (mut space, mut time) = ([0; Hyphenated::LENGTH], Vec::new());
+    event.write_time(&mut time);
+    envelope::write(event, event.id.text(&mut space), &time, out);
+}
+
 fn number(out: &mut Vec<u8>, n: u64) {
     out.clear();
     // Writing to a Vec cannot fail.

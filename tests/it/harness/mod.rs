@@ -6,6 +6,7 @@
 //! - [`mqtt`]: publishers, and [`tap`]: what goes between agent and MQTT broker, noted, held or cut.
 //! - [`flow`]: producers that send again what was not acknowledged, and what must then be in Kafka.
 //! - [`manager`]: a service manager.
+//! - [`http`]: a client of the agent's HTTP interface.
 //! - [`kafka`]: topics, and reading them back.
 //! - [`registry`]: a Schema Registry of the test's own.
 //! - [`mod@wait`]: the one way to wait for something.
@@ -16,6 +17,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod flow;
+pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod manager;
 pub(crate) mod mqtt;
