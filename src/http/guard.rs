@@ -9,8 +9,8 @@ use hyper::{Method, StatusCode};
 
 use super::Options;
 
-/// The one path that needs no token: it says nothing but that the process answers.
-const OPEN_PATH: &str = "/healthz";
+/// The paths that need no token: the page itself, which asks for it, and that the process answers.
+const OPEN_PATHS: [&str; 2] = ["/", "/healthz"];
 
 /// Why a request is not answered: its status and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(super) fn check(options: &Options, request: &Parts) -> Result<(), Denied> {
         let what = format!("the Host header must name this machine: http://{}", options.listen);
         return Err(Denied(StatusCode::MISDIRECTED_REQUEST, what));
     }
-    let Some(token) = options.token.as_ref().filter(|_| request.uri.path() != OPEN_PATH) else {
+    let Some(token) = options.token.as_ref().filter(|_| !OPEN_PATHS.contains(&request.uri.path())) else {
         return Ok(());
     };
     // Read at each request, so that another token counts without a restart.
@@ -132,6 +132,8 @@ mod tests {
         }
         assert_eq!(status(&options, "GET", "/events", &[]), 401);
         assert_eq!(status(&options, "GET", "/healthz", &[]), 200);
+        assert_eq!(status(&options, "GET", "/", &[]), 200);
+        assert_eq!(status(&options, "GET", "/history", &[]), 401);
     }
 
     #[test]

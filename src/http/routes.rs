@@ -10,7 +10,9 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap};
+use hyper::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::{StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
@@ -39,6 +41,15 @@ const DISK_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 const JSON: &str = "application/json";
 const OPENAPI: &str = include_str!("openapi.json");
+
+/// The page: one file, which fetches the other routes.
+pub(super) const PAGE: &str = include_str!("page.html");
+
+/// Only the page's own style and script run in it, whatever a producer writes into an event; it talks to this agent alone.
+pub(super) const PAGE_POLICY: &str = concat!(
+    "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; ",
+    "style-src 'sha256-uX1Uu0LJr50tP1YRuJadHG1/lXT+ry56ujrqGdqTZ1Y='; script-src 'sha256-pg+qijdtK2LUQ7hT1i2pR4f7VzSh2QzK0vpfCoWbrQA='"
+);
 
 /// What every request has at hand.
 #[derive(Debug)]
@@ -102,12 +113,14 @@ struct Followed {
     after: Option<String>,
 }
 
-/// All routes. What is to stand at `/` is added here.
+/// All routes.
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
+        .route("/", get(page))
         .route("/status", get(status))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .route("/history", get(history))
         .route("/metrics", get(scrape))
         .route("/events", get(events))
         .route("/events/stream", get(stream))
@@ -149,6 +162,21 @@ async fn healthz() -> Response {
 
 async fn status(State(shared): State<Arc<Shared>>) -> Response {
     json(StatusCode::OK, &shared.overview.look())
+}
+
+async fn page() -> Response {
+    let headers = [
+        (CONTENT_TYPE, "text/html; charset=utf-8"),
+        (CACHE_CONTROL, "no-store"),
+        (CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, PAGE).into_response()
+}
+
+async fn history(State(shared): State<Arc<Shared>>) -> Response {
+    json(StatusCode::OK, &shared.overview.history())
 }
 
 async fn scrape(State(shared): State<Arc<Shared>>) -> Response {

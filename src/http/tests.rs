@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{Filter, Page, PageLimits, Position, json_of, take_stored};
-use super::routes::Shared;
+use super::routes::{PAGE, PAGE_POLICY, Shared};
 use super::server::Sources;
 use super::stream::{Follower, Stream};
 use crate::buffer::view::Place;
@@ -125,6 +125,7 @@ fn document(status: &Value) -> Value {
     .concat();
     let plain =
         |what: &str, kind: &str| json!({ "description": what, "content": { kind: { "schema": text } } });
+    let count = json!({ "type": "integer" });
     let wrong = answers("A parameter is unknown or wrong.", "Error");
     let ready = answers("Events move.", "Readiness");
     let not_ready = answers("They do not, or soon will not, and why.", "Readiness");
@@ -138,6 +139,8 @@ fn document(status: &Value) -> Value {
         },
         "paths": {
             "/status": route("How the agent is", &[], &[("200", answers("The status.", "Status"))]),
+            "/": route("The page for people; needs no token itself", &[], &[("200", plain("HTML.", "text/html"))]),
+            "/history": route("The last hour in samples of ten seconds", &[], &[("200", answers("Oldest first.", "History"))]),
             "/healthz": route("Whether the process answers; needs no token", &[], &[("200", answers("It does.", "Health"))]),
             "/readyz": route("Whether events move, or why not", &[], &[("200", ready), ("503", not_ready)]),
             "/metrics": route("Metrics as OpenMetrics", &[], &[("200", plain("docs/metrics.md has them.", "application/openmetrics-text"))]),
@@ -161,6 +164,11 @@ fn document(status: &Value) -> Value {
         },
         "components": { "schemas": {
             "Status": status,
+            "History": { "type": "object", "required": ["samples"], "properties": { "samples": { "type": "array", "items": {
+                "type": "object",
+                "required": ["at_s", "received", "delivered", "waiting"],
+                "properties": { "at_s": count, "received": count, "delivered": count, "waiting": count },
+            } } } },
             "Health": { "type": "object", "required": ["status"], "properties": { "status": { "const": "ok" } } },
             "Readiness": { "type": "object", "required": ["ready", "reasons"], "properties": {
                 "ready": { "type": "boolean" },
@@ -189,6 +197,24 @@ async fn the_document_is_what_is_served() {
     let document = document(&status_schema().await);
     let text = serde_json::to_string_pretty(&document).unwrap();
     crate::config::tests::assert_file("src/http/openapi.json", &format!("{text}\n"));
+}
+
+/// The policy names the page's own style and script by their sums, and there are no others.
+#[test]
+fn nothing_but_its_own_script_runs_in_the_page() {
+    use base64::Engine as _;
+    for (tag, directive) in [("style", "style-src"), ("script", "script-src")] {
+        let inside: Vec<&str> = PAGE.split(&format!("<{tag}>")).skip(1).collect();
+        assert_eq!(inside.len(), 1, "one {tag}");
+        let text = inside[0].split(&format!("</{tag}>")).next().unwrap();
+        let sum = base64::engine::general_purpose::STANDARD.encode(openssl::sha::sha256(text.as_bytes()));
+        let wanted = format!("{directive} 'sha256-{sum}'");
+        assert!(PAGE_POLICY.contains(&wanted), "PAGE_POLICY in src/http/routes.rs needs {wanted}");
+    }
+    for outside in ["http://", "https://", "src=", "@import", "url(", " style=", " onclick", "innerHTML"] {
+        let found = PAGE.replace("http://www.w3.org/2000/svg", "");
+        assert!(!found.contains(outside), "the page has {outside}");
+    }
 }
 
 /// What the document has, the router has, and the other way round.

@@ -16,11 +16,15 @@ use crate::buffer::{Buffer, Figures};
 use crate::stats::{Link, LinkState, Stats};
 use crate::system::{self, Clock, DeviceWrites};
 pub use snapshot::{
-    Disk, Inputs, Kafka, LastError, Left, LinkStatus, Losses, Memory, Redis, Status, VERSION, Waiting,
+    Disk, History, Inputs, Kafka, LastError, Left, LinkStatus, Losses, Memory, Past, Redis, Status, VERSION,
+    Waiting,
 };
 
-/// Samples of which rates are made; the agent takes one every ten seconds, so that a rate is that of the last minute.
-const SAMPLES: usize = 7;
+/// Samples that are kept; the agent takes one every ten seconds, so that these are the last hour.
+const SAMPLES: usize = 361;
+
+/// Samples of which rates are made: a rate is that of the last minute.
+const SAMPLES_OF_RATE: usize = 7;
 
 /// What of the configuration belongs to a status.
 #[derive(Debug, Clone)]
@@ -83,7 +87,7 @@ impl Overview {
         &self.buffer
     }
 
-    /// Notes the counters of this moment; rates are made of the last [`SAMPLES`] notes.
+    /// Notes the counters of this moment, for the rates and the history.
     pub fn sample(&self) {
         let sample = self.sample_now();
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,7 +109,10 @@ impl Overview {
     /// How the agent is now.
     pub fn look(&self) -> Status {
         let (stats, figures, now) = (&*self.stats, self.buffer.figures(), self.clock.now());
-        let oldest = self.samples.lock().unwrap_or_else(PoisonError::into_inner).front().copied();
+        let oldest = {
+            let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+            samples.get(samples.len().saturating_sub(SAMPLES_OF_RATE)).copied()
+        };
         let last = self.sample_now();
         let pace = Pace::between(oldest.unwrap_or(last), last);
         let age_s = |boot_us: u64| now.boot_us.saturating_sub(boot_us) / 1_000_000;
@@ -166,6 +173,19 @@ impl Overview {
             disk: self.disk(figures),
             memory: Memory::now(),
         }
+    }
+
+    /// The last hour, oldest first.
+    pub fn history(&self) -> History {
+        let now = self.sample_now();
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let samples = samples.iter().chain([&now]).map(|sample| Past {
+            at_s: sample.boot_us / 1_000_000,
+            received: sample.received,
+            delivered: sample.sent,
+            waiting: sample.waiting,
+        });
+        History { samples: samples.collect() }
     }
 
     fn disk(&self, figures: Figures) -> Disk {
@@ -462,6 +482,25 @@ pub(crate) mod tests {
                 "the buffer cannot be written",
                 "1 bytes are free on the disk, buffer.min_free is 2"
             ]
+        );
+        overview.buffer().close().await;
+    }
+
+    #[tokio::test]
+    async fn the_history_is_an_hour_long_and_rates_are_of_the_last_minute() {
+        let dir = tempfile::tempdir().unwrap();
+        let overview = overview(dir.path());
+        for _ in 0..400 {
+            overview.stats().unix_in.add(1);
+            overview.sample();
+        }
+        let history = overview.history().samples;
+        assert_eq!(history.len(), SAMPLES + 1, "and how it is now");
+        assert_eq!((history[0].received, history[SAMPLES - 1].received), (40, 400));
+        let status = overview.look();
+        assert_eq!(
+            status.inputs.events_per_s, 6.0,
+            "{SAMPLES_OF_RATE} samples within a second, which counts as one"
         );
         overview.buffer().close().await;
     }

@@ -179,6 +179,26 @@ pub struct LastError {
     pub ago_s: u64,
 }
 
+/// The last hour, a sample each ten seconds and one of this moment, oldest first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    /// At most 362.
+    pub samples: Vec<Past>,
+}
+
+/// The agent at an earlier moment, in events.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Past {
+    /// Seconds since the machine's start.
+    pub at_s: u64,
+    /// Taken since the agent's start.
+    pub received: u64,
+    /// Confirmed by Kafka since the agent's start.
+    pub delivered: u64,
+    /// Waiting.
+    pub waiting: u64,
+}
+
 /// One reason of the ledger.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Losses {

@@ -80,6 +80,11 @@ fn every_route_answers_as_the_document_says() {
     assert_eq!((&status["inputs"]["unix_events"], &status["kafka"]["state"]), (&json!(5), &json!("up")));
     assert_answers(&address, "/healthz", "/healthz", 200);
     assert_answers(&address, "/readyz", "/readyz", 200);
+    let history = assert_answers(&address, "/history", "/history", 200);
+    assert_eq!(history["samples"].as_array().unwrap().last().unwrap()["received"], 5);
+    let page = get(&address, "/");
+    assert!(page.status == 200 && page.body.starts_with("<!doctype html>"), "{page:?}");
+    assert!(page.headers["content-security-policy"].starts_with("default-src 'none';"), "{page:?}");
     let events = assert_answers(&address, "/events", "/events", 200);
     assert_eq!(
         ids(events["events"].as_array().unwrap()),
@@ -123,12 +128,21 @@ fn beyond_loopback_nobody_gets_in_without_the_token() {
         config.kafka(NOWHERE, "events").set("http.listen", "0.0.0.0:0").set("http.token_file", path);
     });
     let address = address_of(&agent);
-    for route in ["/events", "/events/stream", "/status", "/metrics", "/readyz", "/openapi.json", "/nothing"]
-    {
+    for route in [
+        "/events",
+        "/events/stream",
+        "/status",
+        "/metrics",
+        "/readyz",
+        "/history",
+        "/openapi.json",
+        "/nothing",
+    ] {
         assert_eq!(get(&address, route).status, 401, "{route}");
         assert_eq!(get_with_token(&address, route, "husk").status, 401, "{route}");
     }
     assert_eq!(get(&address, "/healthz").status, 200);
+    assert_eq!(get(&address, "/").status, 200, "the page asks for the token");
     assert_eq!(get_with_token(&address, "/status", "hush").status, 200);
     // Another token counts at once.
     std::fs::write(token.path(), "shush").unwrap();

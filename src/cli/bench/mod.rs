@@ -1,6 +1,6 @@
 //! `fieldpost bench`: load on an input of the agent, or straight on Kafka, and what it did with it.
 //!
-//! One task hands events over and hears what became of them; each target is a [`Target`]. With a rate an event counts
+//! One task hands events over and hears what became of them; each target is a `Target`. With a rate an event counts
 //! from when it was due, so that a target that holds up the load does not hide how late everything became.
 
 mod kafka;
