@@ -48,7 +48,7 @@ pub(super) const PAGE: &str = include_str!("page.html");
 /// Only the page's own style and script run in it, whatever a producer writes into an event; it talks to this agent alone.
 pub(super) const PAGE_POLICY: &str = concat!(
     "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; ",
-    "style-src 'sha256-uX1Uu0LJr50tP1YRuJadHG1/lXT+ry56ujrqGdqTZ1Y='; script-src 'sha256-pg+qijdtK2LUQ7hT1i2pR4f7VzSh2QzK0vpfCoWbrQA='"
+    "style-src 'sha256-DYNgJqWHNHGfXh5kxmmN22Lo+H3rS7j4DsdHmUMOEwY='; script-src 'sha256-OiUL/tNzN3UV01aEQ1i6ELHfcyseVm0ATrRXiPySuSM='"
 );
 
 /// What every request has at hand.
