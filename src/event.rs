@@ -138,6 +138,11 @@ impl Event<'_> {
     }
 }
 
+/// A time in microseconds since 1970 as RFC 3339, with microseconds; one that no calendar has is 1970.
+pub fn rfc3339(wall_us: i64) -> String {
+    format!("{:.6}", jiff::Timestamp::from_microsecond(wall_us).unwrap_or_default())
+}
+
 /// Whether JSON takes a text as it is. Admission parses times; what something else has stored must not break an envelope.
 fn is_plain(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\')

@@ -14,14 +14,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::buffer::ledger::{Entry, Reason};
 use crate::buffer::{Batch, Buffer, Rank, Terms, Wait, WhenFull};
-use crate::event::{Event, EventId, LOSS_TYPE, OWN_SOURCE_TYPE, Payload, Way};
+use crate::event::{Event, EventId, LOSS_TYPE, OWN_SOURCE_TYPE, Payload, Way, rfc3339};
 use crate::log::Limited;
 use crate::stats::{Stats, Watched};
 use crate::system::Clock;
@@ -206,15 +205,14 @@ async fn something_counted(stats: &Stats, buffer: &Buffer) {
 /// The payload of an announcement: `{"reason", "events" (since the last announcement), "total", "first", "last" (when the
 /// first and the last of the total were counted), "ranges" (of positions, first and last, the latest ones)}`.
 fn word(reason: Reason, entry: &Entry) -> String {
-    let time = |us: i64| format!("{:.6}", Timestamp::from_microsecond(us).unwrap_or_default());
     let surplus = entry.ranges.len().saturating_sub(RANGES_MAX);
     let ranges = entry.ranges.get(surplus..).unwrap_or_default();
     json!({
         "reason": reason,
         "events": entry.events.saturating_sub(entry.announced),
         "total": entry.events,
-        "first": time(entry.first_us),
-        "last": time(entry.last_us),
+        "first": rfc3339(entry.first_us),
+        "last": rfc3339(entry.last_us),
         "ranges": ranges,
     })
     .to_string()

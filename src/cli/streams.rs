@@ -238,23 +238,18 @@ impl StreamReport {
                 format!("{} ago", text::age(Duration::from_secs(age_s)))
             })
         };
-        let _ = write!(out, "{}: {} entries", plain(&self.name), self.length);
+        let _ = write!(out, "{}: {} entries", text::plain(&self.name), self.length);
         if self.length > 0 {
             let _ = write!(out, ", oldest {}, newest {}", age(&self.oldest), age(&self.newest));
         }
-        let verdict = if self.healthy { "ok".to_owned() } else { plain(&self.problems.join("; ")) };
+        let verdict = if self.healthy { "ok".to_owned() } else { text::plain(&self.problems.join("; ")) };
         let _ = writeln!(out, "; {}{verdict}", if self.healthy { "" } else { "NOT HEALTHY: " });
         for GroupReport { name, consumers, pending, lag } in &self.groups {
             let lag = lag.map_or("unknown".to_owned(), |lag| lag.to_string());
             let consumers = text::count(*consumers, "consumer");
-            let _ = writeln!(out, "  group {}: {consumers}, {pending} pending, lag {lag}", plain(name));
+            let _ = writeln!(out, "  group {}: {consumers}, {pending} pending, lag {lag}", text::plain(name));
         }
     }
-}
-
-/// Names are anybody's: what a terminal would act on is shown escaped.
-fn plain(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 #[cfg(test)]

@@ -5,12 +5,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 
+pub(in crate::cli) use crate::event::rfc3339 as time;
 use crate::event::{Seq, Stamp};
-
-/// RFC 3339 with microseconds, for programs.
-pub(in crate::cli) fn time(wall_us: i64) -> String {
-    format!("{:.6}", Timestamp::from_microsecond(wall_us).unwrap_or_default())
-}
 
 /// RFC 3339 to the second, for people.
 pub(in crate::cli) fn short_time(wall_us: i64) -> String {
@@ -37,6 +33,19 @@ pub(in crate::cli) fn age(age: Duration) -> String {
     }
 }
 
+/// What the outside gave, with its control characters shown escaped: a terminal would act on them.
+pub(in crate::cli) fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            plain.extend(c.escape_default());
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
+}
+
 /// `1 event`, `2 events`.
 pub(in crate::cli) fn count(n: u64, word: &str) -> String {
     format!("{n} {word}{}", if n == 1 { "" } else { "s" })
@@ -56,8 +65,13 @@ pub(in crate::cli) fn ranges(ranges: &[(Seq, Seq)], shown_max: usize) -> String 
 
 /// A bar over `bytes` on standard error, and only on a terminal.
 pub(in crate::cli) fn bar(bytes: u64) -> ProgressBar {
-    let bar = ProgressBar::new(bytes);
-    match ProgressStyle::with_template("[{bar:24}] {bytes} of {total_bytes}, {msg}") {
+    bar_of(bytes, "{bytes} of {total_bytes}, {msg}")
+}
+
+/// A bar as long as that, with `words` behind it, on standard error, and only on a terminal.
+pub(in crate::cli) fn bar_of(length: u64, words: &str) -> ProgressBar {
+    let bar = ProgressBar::new(length);
+    match ProgressStyle::with_template(&format!("[{{bar:24}}] {words}")) {
         Ok(style) => bar.with_style(style.progress_chars("=> ")),
         Err(_) => bar,
     }

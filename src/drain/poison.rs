@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 use super::{Drain, DrainError};
 use crate::buffer::{LogName, Run};
 use crate::dead_letter::{DeadLetterError, Letter, Put, Store};
-use crate::event::{Seq, Stamp};
+use crate::event::{Seq, Stamp, rfc3339};
 use crate::sink::record::Lane;
 use crate::sink::{Producer, Record, Rejection};
 use crate::system::Clock;
@@ -80,8 +80,7 @@ impl Poisons {
         }
         let place = if self.topic.is_some() { Place::Topic } else { Place::Store };
         let at = self.clock.now();
-        let time = jiff::Timestamp::from_microsecond(at.wall_us).unwrap_or_default();
-        let texts = [rejection.code.to_string(), ATTEMPTS.to_string(), format!("{time:.6}")];
+        let texts = [rejection.code.to_string(), ATTEMPTS.to_string(), rfc3339(at.wall_us)];
         tracing::error!(
             seq = seq.0, reason = %rejection.reason, place = place.word(),
             "Kafka rejects an event alone: it becomes a dead letter (fieldpost dead-letter)"

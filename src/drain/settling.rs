@@ -48,9 +48,9 @@ impl<P: Producer> Drain<P> {
         Ok(())
     }
 
-    /// Puts the successor in place that was made from changed files, or in a long outage. Between two hand-overs, or two transactions, nothing
-    /// is in flight, so that nothing goes out twice. On a link that is down nothing will be confirmed any more: then what is
-    /// in flight goes out again.
+    /// Puts the successor in place that was made from changed files, or in a long outage. Between two hand-overs, or two
+    /// transactions, nothing is in flight, so that nothing goes out twice. On a link that is down nothing will be confirmed
+    /// any more: then what is in flight goes out again.
     pub(super) fn renew(&mut self) -> Result<(), DrainError> {
         let is_up = self.stats.kafka.get() == LinkState::Up;
         let is_busy = self.lanes.open() > 0 || self.is_in_transaction();

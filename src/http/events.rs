@@ -155,20 +155,30 @@ impl Page {
             match recent.behind(self.end) {
                 Behind::Nothing => break,
                 Behind::Gone(to) => return Some(to),
-                Behind::Events(chunk) => {
-                    let mut end = chunk.last();
-                    for (seq, text) in frames(recent, epoch, &chunk, self.end, filter) {
-                        self.push(text);
-                        if self.is_full(limits) {
-                            end = seq;
-                            break;
-                        }
-                    }
-                    self.end = end;
-                }
+                Behind::Events(chunk) => self.take_chunk(recent, epoch, &chunk, filter, limits),
             }
         }
         None
+    }
+
+    /// Takes in what `chunk` has behind [`Page::end`], up to the event that reaches a limit.
+    pub(super) fn take_chunk(
+        &mut self,
+        recent: &Recent,
+        epoch: u32,
+        chunk: &Chunk,
+        filter: &Filter,
+        limits: PageLimits,
+    ) {
+        let mut end = chunk.last();
+        for (seq, text) in frames(recent, epoch, chunk, self.end, filter) {
+            self.push(text);
+            if self.is_full(limits) {
+                end = seq;
+                break;
+            }
+        }
+        self.end = end;
     }
 }
 

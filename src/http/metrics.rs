@@ -98,8 +98,7 @@ fn flag(is_so: bool) -> f64 {
 
 /// Links that are configured.
 fn links(status: &Status, value: fn(&LinkStatus) -> Option<f64>) -> Samples<f64> {
-    let links = [("mqtt", &status.inputs.mqtt), ("kafka", &status.kafka.link), ("redis", &status.redis.link)];
-    let on = links.into_iter().filter(|(_, link)| link.is_on());
+    let on = status.links().into_iter().filter(|(_, link)| link.is_on());
     on.filter_map(|(name, link)| Some((vec![name.to_owned()], value(link)?))).collect()
 }
 

@@ -19,6 +19,8 @@ mod guard;
 #[cfg(feature = "http")]
 mod metrics;
 #[cfg(feature = "http")]
+mod page;
+#[cfg(feature = "http")]
 mod routes;
 #[cfg(feature = "http")]
 mod server;

@@ -10,9 +10,7 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
-use hyper::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
-};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap};
 use hyper::{StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
@@ -20,6 +18,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::events::{Filter, Page, PageLimits, Position, json_of, take_stored};
+use super::page::page;
 use super::server::Sources;
 use super::stream::Follower;
 use super::{CONNECTIONS_SPARE, Options, metrics};
@@ -41,15 +40,6 @@ const DISK_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 const JSON: &str = "application/json";
 const OPENAPI: &str = include_str!("openapi.json");
-
-/// The page: one file, which fetches the other routes.
-pub(super) const PAGE: &str = include_str!("page.html");
-
-/// Only the page's own style and script run in it, whatever a producer writes into an event; it talks to this agent alone.
-pub(super) const PAGE_POLICY: &str = concat!(
-    "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; ",
-    "style-src 'sha256-DYNgJqWHNHGfXh5kxmmN22Lo+H3rS7j4DsdHmUMOEwY='; script-src 'sha256-OiUL/tNzN3UV01aEQ1i6ELHfcyseVm0ATrRXiPySuSM='"
-);
 
 /// What every request has at hand.
 #[derive(Debug)]
@@ -162,17 +152,6 @@ async fn healthz() -> Response {
 
 async fn status(State(shared): State<Arc<Shared>>) -> Response {
     json(StatusCode::OK, &shared.overview.look())
-}
-
-async fn page() -> Response {
-    let headers = [
-        (CONTENT_TYPE, "text/html; charset=utf-8"),
-        (CACHE_CONTROL, "no-store"),
-        (CONTENT_SECURITY_POLICY, PAGE_POLICY),
-        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (REFERRER_POLICY, "no-referrer"),
-    ];
-    (headers, PAGE).into_response()
 }
 
 async fn history(State(shared): State<Arc<Shared>>) -> Response {

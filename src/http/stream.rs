@@ -17,7 +17,7 @@ use hyper::body::{Body, Frame};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 
-use super::events::{Filter, Page, PageLimits, Position, frames};
+use super::events::{Filter, Page, PageLimits, Position};
 use super::routes::Shared;
 use crate::buffer::recent::Behind;
 use crate::event::Seq;
@@ -31,9 +31,8 @@ const RETRY_MS: u32 = 2_000;
 /// A page out of the buffer's directory. Small: each stream that catches up holds one.
 const PAGE: PageLimits = PageLimits { events: 1_000, bytes: 128 << 10 };
 
-/// What a stream takes at once of the events in memory; the event that reaches it is in it all the same. A reader who has
-/// stopped holds this much, and not all of a batch.
-const TAKE_BYTES: usize = 16 << 10;
+/// What a stream takes at once of the events in memory. A reader who has stopped holds this much, and not all of a batch.
+const TAKE: PageLimits = PageLimits { events: usize::MAX, bytes: 16 << 10 };
 
 /// Follows the events.
 pub(super) struct Follower {
@@ -78,14 +77,7 @@ impl Follower {
             // Of a buffer that is no more.
             Some(position) => {
                 let now = Position { epoch: position.epoch, seq: durable };
-                ready.push_back(said(
-                    "gap",
-                    &serde_json::json!({
-                        "after": position.to_string(),
-                        "to": now.to_string(),
-                        "why": "this buffer has never had that position",
-                    }),
-                ));
+                ready.push_back(said("gap", position, now, "this buffer has never had that position"));
                 durable
             }
         };
@@ -109,26 +101,15 @@ impl Follower {
             }
             match self.shared.recent.behind(self.at) {
                 Behind::Events(chunk) => {
-                    let recent = &self.shared.recent;
                     self.is_live = true;
-                    let mut end = chunk.last();
-                    let mut bytes = 0;
-                    for (seq, frame) in frames(recent, self.shared.epoch, &chunk, self.at, &self.filter) {
-                        bytes += frame.len();
-                        self.ready.push_back(frame);
-                        if bytes >= TAKE_BYTES {
-                            end = seq;
-                            break;
-                        }
-                    }
-                    self.at = end;
+                    let mut page = Page::at(self.at);
+                    page.take_chunk(&self.shared.recent, self.shared.epoch, &chunk, &self.filter, TAKE);
+                    self.ready.extend(page.frames);
+                    self.at = page.end;
                 }
                 Behind::Gone(to) if self.is_live => {
-                    let at = self.position(self.at).to_string();
-                    let to = self.position(to).to_string();
                     let why = "this reader is too slow for http.recent_events and http.recent_bytes; come back with its last position";
-                    self.ready
-                        .push_back(said("lagged", &serde_json::json!({ "after": at, "to": to, "why": why })));
+                    self.ready.push_back(said("lagged", self.position(self.at), self.position(to), why));
                     self.is_over = true;
                 }
                 Behind::Gone(to) => self.catch_up(to).await,
@@ -158,10 +139,7 @@ impl Follower {
         if let Some((first, last)) = page.gap {
             let (after, to) = (self.position(first.before()), self.position(last));
             let why = "Kafka has these, or the loss ledger: they are not in the buffer any more";
-            self.ready.push_back(said(
-                "gap",
-                &serde_json::json!({ "after": after.to_string(), "to": to.to_string(), "why": why }),
-            ));
+            self.ready.push_back(said("gap", after, to, why));
         }
         self.at = page.end;
     }
@@ -171,8 +149,9 @@ impl Follower {
     }
 }
 
-/// A word about the stream itself.
-fn said(kind: &str, data: &serde_json::Value) -> Bytes {
+/// A word about the stream itself: what is missing between two positions, and why.
+fn said(kind: &str, after: Position, to: Position, why: &str) -> Bytes {
+    let data = serde_json::json!({ "after": after.to_string(), "to": to.to_string(), "why": why });
     Bytes::from(format!("event: {kind}\ndata: {data}\n\n"))
 }
 

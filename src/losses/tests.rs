@@ -109,7 +109,7 @@ async fn what_was_refused_is_in_the_ledger_and_announced_once() {
     told.sort_unstable();
     assert_eq!(told, [("invalid", 1, 1), ("rejected", 5, 5)]);
     assert!(
-        words.iter().all(|word| word["first"].as_str().unwrap().parse::<Timestamp>().is_ok()),
+        words.iter().all(|word| word["first"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok()),
         "{words:?}"
     );
     let entries = work.buffer.ledger();

@@ -1,3 +1,5 @@
+//! What a ping carries, and how it is offered.
+
 use super::*;
 use crate::event::{EventId, Payload, Stamp, Way};
 

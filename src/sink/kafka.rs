@@ -210,7 +210,6 @@ struct Shared {
     /// Not the successor: its link is the agent's.
     is_in_use: AtomicBool,
     is_up: AtomicBool,
-    outage: Mutex<Outage>,
     /// The outage lasts: another client is to look for Kafka.
     wants_another: AtomicBool,
 }
@@ -242,6 +241,7 @@ struct Callbacks {
     /// What librdkafka said last about a broker, for the line that says that the link is down.
     trouble: Mutex<String>,
     is_judged: AtomicBool,
+    outage: Mutex<Outage>,
     refused_log: Limited,
 }
 
@@ -273,6 +273,7 @@ fn create(
         changes: Arc::clone(changes),
         trouble: Mutex::default(),
         is_judged: AtomicBool::new(false),
+        outage: Mutex::default(),
         refused_log: Limited::new(REFUSED_LOG_INTERVAL),
     };
     let producer = client_config(options)?
@@ -536,7 +537,7 @@ impl ClientContext for Callbacks {
             return;
         }
         self.changes.look();
-        if self.shared.outage.lock().unwrap_or_else(PoisonError::into_inner).look(is_up, Instant::now()) {
+        if self.outage.lock().unwrap_or_else(PoisonError::into_inner).look(is_up, Instant::now()) {
             self.shared.wants_another.store(true, Ordering::Relaxed);
             self.changes.news.notify_one();
         }

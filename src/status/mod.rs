@@ -10,9 +10,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use jiff::Timestamp;
-
 use crate::buffer::{Buffer, Figures};
+use crate::event::rfc3339;
 use crate::stats::{Link, LinkState, Stats};
 use crate::system::{self, Clock, DeviceWrites};
 pub use snapshot::{
@@ -126,7 +125,7 @@ impl Overview {
             log: log.id.to_string(),
             epoch: log.epoch,
             pid: std::process::id(),
-            time: time(now.wall_us),
+            time: rfc3339(now.wall_us),
             clock_trusted: now.clock_trusted,
             uptime_s: age_s(self.started_boot_us),
             inputs: Inputs {
@@ -205,8 +204,8 @@ impl Overview {
                 let losses = Losses {
                     events: entry.events,
                     acknowledged: reason.is_acknowledged(),
-                    first: time(entry.first_us),
-                    last: time(entry.last_us),
+                    first: rfc3339(entry.first_us),
+                    last: rfc3339(entry.last_us),
                 };
                 (reason.word().to_owned(), losses)
             })
@@ -264,12 +263,13 @@ impl Redis {
         }
     }
 
-    fn add_to_line(&self, line: &mut String) {
-        // Writing to a String cannot fail.
-        let _ = write!(line, ", pings {} (dropped {})", self.pings, self.pings_dropped);
+    /// For the status line.
+    fn words(&self) -> String {
+        let mut words = format!(", pings {} (dropped {})", self.pings, self.pings_dropped);
         let (added, dropped) = (self.stream_entries, self.stream_entries_dropped);
         if added + dropped > 0 {
-            let _ = write!(line, ", stream entries {added} (dropped {dropped})");
+            // Writing to a String cannot fail.
+            let _ = write!(words, ", stream entries {added} (dropped {dropped})");
         }
         for (word, count) in [
             ("pings coalesced", self.pings_coalesced),
@@ -277,9 +277,10 @@ impl Redis {
             ("stream entries stale", self.stream_entries_stale),
         ] {
             if count > 0 {
-                let _ = write!(line, ", {word} {count}");
+                let _ = write!(words, ", {word} {count}");
             }
         }
+        words
     }
 }
 
@@ -296,7 +297,7 @@ impl LinkStatus {
             state: link.get().word().to_owned(),
             state_for_s: link.since_boot_us().map(&age_s),
             last_error: link.failure().map(|failure| LastError {
-                at: time(failure.at.wall_us),
+                at: rfc3339(failure.at.wall_us),
                 ago_s: age_s(failure.at.boot_us),
                 what: failure.what,
             }),
@@ -327,6 +328,11 @@ impl Memory {
 }
 
 impl Status {
+    /// The links to the services, by name.
+    pub fn links(&self) -> [(&'static str, &LinkStatus); 3] {
+        [("mqtt", &self.inputs.mqtt), ("kafka", &self.kafka.link), ("redis", &self.redis.link)]
+    }
+
     /// What goes in, what waits, what went out, in one line: for the log and the service manager.
     pub fn line(&self) -> String {
         let Self { inputs, buffer, kafka, .. } = self;
@@ -376,12 +382,9 @@ impl Status {
             add(format_args!(", NOT WRITABLE"));
         }
         if self.redis.link.is_on() {
-            self.redis.add_to_line(&mut line);
+            add(format_args!("{}", self.redis.words()));
         }
-        let mut add = |text: std::fmt::Arguments<'_>| {
-            let _ = line.write_fmt(text);
-        };
-        for (name, link) in [("mqtt", &inputs.mqtt), ("kafka", &kafka.link), ("redis", &self.redis.link)] {
+        for (name, link) in self.links() {
             add(format_args!(", {name} {}", link.state));
         }
         if self.http.is_on() {
@@ -416,11 +419,6 @@ impl Status {
         }
         troubles
     }
-}
-
-/// RFC 3339 with microseconds.
-fn time(wall_us: i64) -> String {
-    format!("{:.6}", Timestamp::from_microsecond(wall_us).unwrap_or_default())
 }
 
 #[cfg(test)]

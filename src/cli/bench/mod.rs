@@ -14,13 +14,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
-use crate::cli::send::{SOCKET, SOCKET_VARIABLE};
-use crate::cli::{exit, load as configuration};
+use crate::cli::send::usual_socket;
+use crate::cli::{exit, load as configuration, text};
+use crate::config::Config;
 use load::{Load, Pace};
 use sheet::Sheet;
 
@@ -172,8 +173,7 @@ impl Args {
         if matches!(ended, Err(Failure::Unavailable(_))) {
             return exit::UNAVAILABLE.into();
         }
-        let printed =
-            if self.json { configuration::print(&sheet.json()) } else { configuration::print(&sheet.text()) };
+        let printed = configuration::print(&if self.json { sheet.json() } else { sheet.text() });
         match sheet.exit_code(ended.is_err()) {
             0 => printed,
             code => code.into(),
@@ -188,37 +188,33 @@ impl Args {
             (TargetName::Unix, None) if self.config.path().is_none() => None,
             _ => Some(self.config.load().map_err(|errors| configuration::refuse(&errors))?.config),
         };
+        Ok(self.load(config.as_ref(), sheet).await)
+    }
+
+    async fn load(&self, config: Option<&Config>, sheet: &mut Sheet) -> Result<(), Failure> {
         let timeout = Duration::from_secs(self.timeout);
-        let window = self.window as usize;
+        let window = self.window;
         let load = Load::new(self.sources, self.bytes as usize);
-        Ok(match self.target {
+        match self.target {
             TargetName::Unix => {
-                let of_config = || config.as_ref()?.unix.as_ref().map(|unix| unix.path.clone());
-                let usual =
-                    || std::env::var_os(SOCKET_VARIABLE).map_or_else(|| PathBuf::from(SOCKET), PathBuf::from);
-                let path = self.socket.clone().or_else(of_config).unwrap_or_else(usual);
-                match unix::Socket::open(&path, timeout).await {
-                    Ok(target) => self.put_on(target, &load, window, sheet).await,
-                    Err(failure) => Err(failure),
-                }
+                let of_config = || config?.unix.as_ref().map(|unix| unix.path.clone());
+                let path = self.socket.clone().or_else(of_config).unwrap_or_else(usual_socket);
+                let target = unix::Socket::open(&path, timeout).await?;
+                self.put_on(target, &load, window, sheet).await
             }
             TargetName::Mqtt => {
-                let options = config.as_ref().and_then(|config| config.mqtt.as_ref());
+                let options = config.and_then(|config| config.mqtt.as_ref());
                 // MQTT's packet identifiers.
                 let window = u16::try_from(window).unwrap_or(u16::MAX);
-                match mqtt::Broker::open(options, self.topic.as_deref(), window, timeout).await {
-                    Ok(target) => self.put_on(target, &load, window.into(), sheet).await,
-                    Err(failure) => Err(failure),
-                }
+                let target = mqtt::Broker::open(options, self.topic.as_deref(), window, timeout).await?;
+                self.put_on(target, &load, window.into(), sheet).await
             }
             TargetName::Kafka => {
-                let options = config.as_ref().and_then(|config| config.kafka.as_ref());
-                match kafka::Line::open(options, self.topic.as_deref().unwrap_or_default()) {
-                    Ok(target) => self.put_on(target, &load, window, sheet).await,
-                    Err(failure) => Err(failure),
-                }
+                let options = config.and_then(|config| config.kafka.as_ref());
+                let target = kafka::Line::open(options, self.topic.as_deref().unwrap_or_default())?;
+                self.put_on(target, &load, window, sheet).await
             }
-        })
+        }
     }
 
     /// Sends until the end or ^C, and hears of what was sent; a second ^C does not wait for that.
@@ -226,11 +222,11 @@ impl Args {
         &self,
         mut target: impl Target,
         load: &Load,
-        window: usize,
+        window: u32,
         sheet: &mut Sheet,
     ) -> Result<(), Failure> {
         let pace = Pace::new(self.rate, self.events, Duration::from_secs(self.seconds));
-        let progress = progress(self.events);
+        let progress = text::bar_of(self.events, "{human_pos} of {human_len} events, {per_sec}, {msg}");
         let ended = self.converse(&mut target, load, window, sheet, &pace, &progress).await;
         sheet.end(pace.begun().elapsed());
         progress.finish_and_clear();
@@ -242,7 +238,7 @@ impl Args {
         &self,
         target: &mut impl Target,
         load: &Load,
-        window: usize,
+        window: u32,
         sheet: &mut Sheet,
         pace: &Pace,
         progress: &ProgressBar,
@@ -257,7 +253,7 @@ impl Args {
             let now = Instant::now();
             is_sending &= !pace.is_over(sheet.sent(), now);
             let due = if is_sending { pace.due(now) } else { 0 };
-            while sheet.sent() < due && sheet.open() < window && target.send(sheet.sent(), load)? {
+            while sheet.sent() < due && sheet.open() < window.into() && target.send(sheet.sent(), load)? {
                 if sheet.open() == 0 {
                     last_heard = now;
                 }
@@ -268,7 +264,7 @@ impl Args {
                 return Ok(());
             }
             let is_waiting = sheet.open() > 0;
-            let next = pace.next(sheet.sent()).filter(|next| *next > now && sheet.open() < window);
+            let next = pace.next(sheet.sent()).filter(|next| *next > now && sheet.open() < window.into());
             tokio::select! {
                 heard = target.heard(&mut fates), if is_waiting => {
                     if !fates.is_empty() {
@@ -292,15 +288,6 @@ impl Args {
                 }
             }
         }
-    }
-}
-
-fn progress(events: u64) -> ProgressBar {
-    // Draws on standard error, and only on a terminal.
-    let bar = ProgressBar::new(events);
-    match ProgressStyle::with_template("[{bar:24}] {human_pos} of {human_len} events, {per_sec}, {msg}") {
-        Ok(style) => bar.with_style(style.progress_chars("=> ")),
-        Err(_) => bar,
     }
 }
 

@@ -21,11 +21,9 @@ pub(super) struct Sheet {
     target: &'static str,
     rate: u32,
     payload_bytes: u32,
-    sent: u64,
     /// Since when each event counts that nothing was heard of, from `first_open` on; none: heard already.
     since: VecDeque<Option<Instant>>,
     first_open: u64,
-    open: usize,
     taken: u64,
     refused_for_good: u64,
     refused_for_now: u64,
@@ -39,10 +37,8 @@ impl Sheet {
             target,
             rate,
             payload_bytes,
-            sent: 0,
             since: VecDeque::new(),
             first_open: 0,
-            open: 0,
             taken: 0,
             refused_for_good: 0,
             refused_for_now: 0,
@@ -53,12 +49,12 @@ impl Sheet {
     }
 
     pub(super) fn sent(&self) -> u64 {
-        self.sent
+        self.first_open + self.since.len() as u64
     }
 
     /// Events that nothing was heard of.
-    pub(super) fn open(&self) -> usize {
-        self.open
+    pub(super) fn open(&self) -> u64 {
+        self.sent() - self.decided()
     }
 
     pub(super) fn decided(&self) -> u64 {
@@ -67,8 +63,6 @@ impl Sheet {
 
     /// The next event was sent.
     pub(super) fn send(&mut self, since: Instant) {
-        self.sent += 1;
-        self.open += 1;
         self.since.push_back(Some(since));
     }
 
@@ -76,7 +70,6 @@ impl Sheet {
     pub(super) fn hear(&mut self, number: u64, fate: Fate, now: Instant) {
         let at = number.checked_sub(self.first_open).and_then(|at| usize::try_from(at).ok());
         let Some(since) = at.and_then(|at| self.since.get_mut(at)).and_then(Option::take) else { return };
-        self.open -= 1;
         while self.since.pop_front_if(|since| since.is_none()).is_some() {
             self.first_open += 1;
         }
@@ -111,7 +104,7 @@ impl Sheet {
 
     /// The code to exit with; `is_broken`: it ended before everything was heard of.
     pub(super) fn exit_code(&self, is_broken: bool) -> u8 {
-        if is_broken || self.refused_for_now > 0 || self.open > 0 {
+        if is_broken || self.refused_for_now > 0 || self.open() > 0 {
             exit::TEMPORARY
         } else if self.refused_for_good > 0 {
             exit::DATA
@@ -126,7 +119,7 @@ impl Sheet {
         let mut text = format!(
             "{} of {} events taken in {:.1} s: {rate:.0} events/s, {:.2} MB/s of payload\n",
             self.taken,
-            self.sent,
+            self.sent(),
             self.took.as_secs_f64(),
             rate * f64::from(self.payload_bytes) / 1e6
         );
@@ -148,7 +141,7 @@ impl Sheet {
         for (events, what) in [
             (self.refused_for_now, "not taken now (buffer full, time-out)"),
             (self.refused_for_good, "refused for good (invalid, too large)"),
-            (self.open as u64, "without an answer"),
+            (self.open(), "without an answer"),
         ] {
             if events > 0 {
                 let _ = writeln!(text, "{events} {what}");
@@ -187,11 +180,11 @@ impl Sheet {
             rate_wanted: self.rate,
             payload_bytes: self.payload_bytes,
             seconds: self.took.as_secs_f64(),
-            sent: self.sent,
+            sent: self.sent(),
             taken: self.taken,
             refused_for_now: self.refused_for_now,
             refused_for_good: self.refused_for_good,
-            without_answer: self.open as u64,
+            without_answer: self.open(),
             events_per_second: self.rate_reached(),
             latency_ms: Latency {
                 p50: ms(self.quantile_us(0.5)),

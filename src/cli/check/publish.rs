@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::buffer::block::Origin;
 use crate::buffer::{Batch, LogName};
+use crate::cli::text::plain;
 use crate::cli::{exit, load, routes};
 use crate::config::{Config, PingAfter};
 use crate::event::{Draft, Event, EventId, Payload, Seq};
@@ -409,13 +410,7 @@ impl RecordView {
 
 /// One line behind its title; what the outside gave shows its control characters.
 fn line(out: &mut String, title: &str, text: &str) {
-    let _ = write!(out, "{title:<9} ");
-    out.extend(text.chars().flat_map(|c| {
-        let escaped = c.is_control().then(|| c.escape_default());
-        let plain = (!c.is_control()).then_some(c);
-        escaped.into_iter().flatten().chain(plain)
-    }));
-    out.push('\n');
+    let _ = writeln!(out, "{title:<9} {}", plain(text));
 }
 
 fn text(bytes: &[u8]) -> String {

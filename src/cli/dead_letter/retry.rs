@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use super::target::{Target, WhichArgs, place, short};
 use crate::cli::load::DataArgs;
 use crate::cli::send::client::{self, Client};
-use crate::cli::send::{SOCKET, SOCKET_VARIABLE};
+use crate::cli::send::usual_socket;
 use crate::cli::{exit, line, text};
 use crate::dead_letter::{Entry, Stored};
 
@@ -159,6 +159,6 @@ impl Args {
                 exit::UNAVAILABLE.into()
             });
         }
-        Ok(std::env::var_os(SOCKET_VARIABLE).map_or_else(|| PathBuf::from(SOCKET), PathBuf::from))
+        Ok(usual_socket())
     }
 }

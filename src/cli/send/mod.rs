@@ -25,10 +25,10 @@ use client::{Client, Failure, Outcome};
 use ledger::LineError;
 
 /// The agent's default.
-pub(super) const SOCKET: &str = "/run/fieldpost/fieldpost.sock";
+const SOCKET: &str = "/run/fieldpost/fieldpost.sock";
 
 /// The agent's own variable for its socket.
-pub(super) const SOCKET_VARIABLE: &str = "FIELDPOST_UNIX__PATH";
+const SOCKET_VARIABLE: &str = "FIELDPOST_UNIX__PATH";
 
 /// How much input is read at once.
 const INPUT_BYTES: usize = 64 * 1024;
@@ -182,8 +182,7 @@ impl Send {
     }
 
     fn socket(&self) -> PathBuf {
-        let named = self.socket.clone().or_else(|| std::env::var_os(SOCKET_VARIABLE).map(PathBuf::from));
-        named.unwrap_or_else(|| PathBuf::from(SOCKET))
+        self.socket.clone().unwrap_or_else(usual_socket)
     }
 
     fn input(&self) -> Result<Box<dyn BufRead>, SendError> {
@@ -199,6 +198,11 @@ impl Send {
         }
         Ok(Box::new(BufReader::with_capacity(INPUT_BYTES, io::stdin())))
     }
+}
+
+/// Where the agent listens when neither the command line nor a configuration says.
+pub(super) fn usual_socket() -> PathBuf {
+    std::env::var_os(SOCKET_VARIABLE).map_or_else(|| PathBuf::from(SOCKET), PathBuf::from)
 }
 
 fn open_input(path: &Path) -> Result<File, SendError> {

@@ -128,6 +128,12 @@ fn channels(r: &mut Reader, mode: Mode) -> (Option<ChannelTemplate>, Option<Chan
     (channel, aggregate)
 }
 
+/// The text, if it is a template.
+fn checked_template(text: &str) -> Result<String, String> {
+    let template = ChannelTemplate::parse(parse::length(text, 256)?);
+    template.map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
 fn template(r: &mut Reader, key: Key, default: &str) -> Option<ChannelTemplate> {
     let text = r.text(
         key,
@@ -135,9 +141,7 @@ fn template(r: &mut Reader, key: Key, default: &str) -> Option<ChannelTemplate> 
         default.to_owned(),
         |text| match text {
             "" => Ok(String::new()),
-            text => ChannelTemplate::parse(parse::length(text, 256)?)
-                .map(|_| text.to_owned())
-                .map_err(|error| error.to_string()),
+            text => checked_template(text),
         },
         String::clone,
     );
@@ -220,11 +224,7 @@ fn streams(r: &mut Reader) -> (Option<StreamPlan>, redis::StreamOptions) {
         },
         "a text of 1 to 256 bytes",
         "events:{type}".to_owned(),
-        |text| {
-            ChannelTemplate::parse(parse::length(text, 256)?)
-                .map(|_| text.to_owned())
-                .map_err(|error| error.to_string())
-        },
+        checked_template,
         String::clone,
     );
     let len_max = r.integer(

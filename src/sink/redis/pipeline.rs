@@ -3,6 +3,7 @@
 use redis::{Cmd, Pipeline, Value};
 
 use super::connection::Connection;
+use super::streams::id_ms;
 use super::{RedisError, StreamOptions};
 use crate::ping::{Carried, Ping};
 use crate::sink::record::envelope::ENVELOPE_VERSION;
@@ -133,5 +134,5 @@ pub(super) fn entry(ping: &Ping, name: &[u8], options: &StreamOptions) -> Cmd {
 /// The time in a stream's id, `MILLISECONDS-NUMBER`.
 fn milliseconds(id: &Value) -> Option<u64> {
     let Value::BulkString(id) = id else { return None };
-    std::str::from_utf8(id).ok()?.split_once('-')?.0.parse().ok()
+    id_ms(std::str::from_utf8(id).ok()?)
 }

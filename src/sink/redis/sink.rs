@@ -228,19 +228,22 @@ impl Sink {
     fn failed(&mut self, error: &RedisError) -> State {
         self.say_down(error);
         self.turn = self.turn.wrapping_add(1);
-        for ping in self.coalescer.release(Instant::now()) {
-            self.drop_ping(&ping);
-        }
+        self.drop_held();
         let backoff = if error.is_denied() { &mut self.backoff_denied } else { &mut self.backoff };
         State::Waiting(backoff.delay())
     }
 
     fn discard_queue(&mut self) {
         self.pings.close();
-        for ping in self.coalescer.release(Instant::now()) {
+        self.drop_held();
+        while let Ok(ping) = self.pings.try_recv() {
             self.drop_ping(&ping);
         }
-        while let Ok(ping) = self.pings.try_recv() {
+    }
+
+    /// What was held back for the end of a window.
+    fn drop_held(&mut self) {
+        for ping in self.coalescer.release(Instant::now()) {
             self.drop_ping(&ping);
         }
     }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::super::coalesce::Taken;
 use super::super::connection::{Connection, within};
 use super::super::pipeline::Outgoing;
-use super::{BATCH_MAX, RedisError, Sink};
+use super::{BATCH_MAX, REFUSALS, RedisError, Sink};
 use crate::log::Limited;
 use crate::ping::Ping;
 
@@ -122,7 +122,7 @@ impl Sink {
 
     /// Entries for more different streams than may be.
     fn leave_out_streams(&mut self, portion: &mut [Outgoing]) {
-        static TOO_MANY: Limited = Limited::new(Duration::from_secs(60));
+        static TOO_MANY: Limited = Limited::new(REFUSALS);
         let count_max = self.options.streams.as_ref().map_or(0, |streams| streams.count_max);
         for Outgoing { ping, is_added, .. } in portion {
             let Some(name) = ping.stream().filter(|name| *is_added && !self.streams.contains(*name)) else {
@@ -150,7 +150,7 @@ impl Sink {
         connection: &mut Connection,
         max_age: Duration,
     ) -> Result<(), RedisError> {
-        static REFUSED: Limited = Limited::new(Duration::from_secs(60));
+        static REFUSED: Limited = Limited::new(REFUSALS);
         let Some((ms, at)) = self.redis_time else { return Ok(()) };
         let now = Duration::from_millis(ms) + at.elapsed();
         let oldest = u64::try_from(now.saturating_sub(max_age).as_millis()).unwrap_or(0);

@@ -51,28 +51,23 @@ async fn what_is_beyond_the_rate_waits_for_the_window_and_the_latest_goes_out() 
 async fn what_waited_behind_a_server_that_hung_is_not_sent_late() {
     let server = Server::start().await;
     let options = Options { max_age: TIMEOUT / 3, timeout: PATIENCE, ..server.options() };
-    let (queue, pings) = mpsc::channel(100);
-    let running = Running { queue, stats: Arc::default(), stop: CancellationToken::new() };
-    let sink = run(options, pings, Arc::clone(&running.stats), running.stop.clone());
-    let scenario = async {
+    let stats = with_sink(options, async |sink| {
         let mut peer = server.accept_up().await;
-        running.link(LinkState::Up).await;
-        running.ping(0);
+        sink.link(LinkState::Up).await;
+        sink.ping(0);
         peer.expect(&published(0)).await;
         // These wait for the answer.
-        (1..4).for_each(|n| running.ping(n));
+        (1..4).for_each(|n| sink.ping(n));
         let asked = Instant::now();
-        running.eventually("they are old", |_| asked.elapsed() > TIMEOUT / 2).await;
-        running.ping(4);
+        sink.eventually("they are old", |_| asked.elapsed() > TIMEOUT / 2).await;
+        sink.ping(4);
         peer.say(":1\r\n").await;
         peer.expect(&published(4)).await;
         peer.say(":1\r\n").await;
-        running.eventually("answered", |sink| sink.counts() == (2, 0)).await;
-        running.stop.cancel();
-    };
-    let (result, ()) = timeout(PATIENCE, async { tokio::join!(sink, scenario) }).await.unwrap();
-    let Ok(()) = result;
-    assert_eq!(running.stats.pings_stale.get(), 3);
+        sink.eventually("answered", |sink| sink.counts() == (2, 0)).await;
+    })
+    .await;
+    assert_eq!(stats.pings_stale.get(), 3);
 }
 
 #[tokio::test]
@@ -178,13 +173,10 @@ async fn old_entries_are_trimmed_by_the_clock_of_redis() {
     let server = Server::start().await;
     let streams_of = StreamOptions { max_age: Some(Duration::from_secs(10)), ..STREAMS };
     let options = Options { streams: Some(streams_of), timeout: PATIENCE, ..server.options() };
-    let (queue, pings) = mpsc::channel(100);
-    let running = Running { queue, stats: Arc::default(), stop: CancellationToken::new() };
-    let sink = run(options, pings, Arc::clone(&running.stats), running.stop.clone());
-    let scenario = async {
+    with_sink(options, async |sink| {
         let mut peer = server.accept_up().await;
-        running.link(LinkState::Up).await;
-        running.offer(planned(&streams(), "7", "t", "1"));
+        sink.link(LinkState::Up).await;
+        sink.offer(planned(&streams(), "7", "t", "1"));
         peer.expect(&added("t", "7", "1")).await;
         peer.say("$15\r\n1700000000000-0\r\n").await;
         let trim = timeout(PATIENCE, peer.command()).await.unwrap().unwrap();
@@ -193,14 +185,12 @@ async fn old_entries_are_trimmed_by_the_clock_of_redis() {
         assert!(since.is_some_and(|since| since < 10_000), "{trim}");
         // One that may not trim goes on.
         peer.say("-NOPERM no\r\n").await;
-        running.offer(planned(&streams(), "7", "t", "2"));
+        sink.offer(planned(&streams(), "7", "t", "2"));
         peer.expect(&added("t", "7", "2")).await;
         peer.say("$15\r\n1700000000000-1\r\n").await;
-        running.eventually("added", |sink| sink.stats.stream_entries_out.get() == 2).await;
-        running.stop.cancel();
-    };
-    let (result, ()) = timeout(PATIENCE, async { tokio::join!(sink, scenario) }).await.unwrap();
-    let Ok(()) = result;
+        sink.eventually("added", |sink| sink.stats.stream_entries_out.get() == 2).await;
+    })
+    .await;
 }
 
 #[tokio::test]
