@@ -67,6 +67,11 @@ fmt: ## Format the source
 bench: ## Benchmarks
 	$(SERVICES) run -- cargo bench --locked $(ARGS)
 
+# Every other run plays the cases of the seed in .cargo/config.toml.
+.PHONY: explore
+explore: ## The random tests of the buffer with cases of their own (half an hour); PROPTEST_CASES, PROPTEST_RNG_SEED
+	PROPTEST_CASES="$${PROPTEST_CASES:-5000}" PROPTEST_RNG_SEED="$${PROPTEST_RNG_SEED:-$$RANDOM}" cargo test --locked --lib $(ARGS) -- buffer::model::a_ --nocapture
+
 # Without the address sanitizer: the agent's own code has no unsafe, and librdkafka does not link with it.
 .PHONY: fuzz
 fuzz: ## Each fuzz target for FUZZ_SECONDS (60), on the nightly toolchain

@@ -604,7 +604,9 @@ impl<'a, M: Medium> Model<'a, M> {
     fn note_high_water(&mut self) {
         let Some(memory) = self.medium.memory() else { return };
         let newest = memory.row().last().copied();
-        if self.high_water.1 != newest {
+        // A start or a commit that could make no generation has synced it instead.
+        let is_alone = self.generations.as_ref().is_some_and(|generations| !generations.is_writable());
+        if is_alone || self.high_water.1 != newest {
             self.high_water = (fs::read(self.dir.join("HIGHWATER")).unwrap_or_default(), newest);
         }
     }
@@ -800,7 +802,7 @@ fn known_mistakes() {
     let large = |count| Append { count, bytes: 7_500, is_noise: true };
     let failing = Play(Fault::Sync { is_full: false });
     let cut = |is_high_water_late| Play(Fault::PowerCut { is_high_water_late });
-    let mistakes: [&[Action]; 9] = [
+    let mistakes: [&[Action]; 11] = [
         // The first sync of a generation fails: the new one cannot have the same name.
         &[small, failing, Sync, small, Sync, cut(false), failing, Sync, small, Sync],
         // A new, empty generation is damaged: its name is taken.
@@ -816,6 +818,17 @@ fn known_mistakes() {
         // A generation is made by half and the old one grows on.
         &[large(13), Play(Fault::Create), Sync, small, Sync, Close],
         &[large(13), Play(Fault::Create), Play(Fault::Delete), Sync, small, Sync, Close, Commit(99)],
+        // The same, where events are to be given up.
+        &[
+            Play(Fault::Create),
+            Action::Terms(Terms { when_full: WhenFull::DropOldest, priority: 0 }),
+            Append { count: 6, bytes: 2_676, is_noise: true },
+            Play(Fault::Delete),
+            Action::Evict(0),
+            small,
+            Sync,
+            Close,
+        ],
         // Chunks without their event lie between later blocks.
         &[
             small,
@@ -825,6 +838,17 @@ fn known_mistakes() {
             Append { count: 8, bytes: 0, is_noise: false },
             Sync,
             Commit(128),
+            Sync,
+        ],
+        // What a failed sync left is served by a start that cannot write: its numbers are noted all the same.
+        &[
+            Play(Fault::Create),
+            Append { count: 6, bytes: 3_482, is_noise: false },
+            Append { count: 8, bytes: 3_485, is_noise: false },
+            failing,
+            Close,
+            cut(true),
+            small,
             Sync,
         ],
     ];

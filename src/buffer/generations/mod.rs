@@ -339,6 +339,7 @@ impl<H: Shelf> Generations<H> {
             if let Err(error) = self.shelf.delete(first) {
                 tracing::warn!(%error, "a half-made generation could not be deleted");
                 self.leftover = Some(first);
+                self.fail();
             }
         })?;
         self.seal();
@@ -568,9 +569,6 @@ impl<H: Shelf> Generations<H> {
             // Not being able to start a new generation is no reason to refuse what is durable: the old one goes on.
             if let Err(error) = self.add_generation() {
                 tracing::warn!(%error, "no new generation could be started; the newest one grows on");
-                if self.leftover.is_some() {
-                    self.fail();
-                }
             }
             self.trim();
         }
