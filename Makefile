@@ -37,7 +37,7 @@ packages: ## .deb, .rpm, archive with install.sh and the image's folder, of the 
 	deploy/packages/build $(ARGS)
 
 .PHONY: packages-test
-packages-test: ## The packages in a Debian made for it (root): install, upgrade, remove, purge, and under a booted systemd
+packages-test: ## The packages in a Debian made for it (root): install, upgrade, remove, purge, as an image, under a booted systemd, in a virtual machine
 	@((EUID == 0)) || { echo 'make packages-test needs root: it makes a Debian of its own and changes into it' >&2; exit 69; }
 	$(SERVICES) run kafka -- tests/packages/run $(ARGS)
 
