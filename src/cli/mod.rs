@@ -1,5 +1,6 @@
 //! The command line: one file per command, each with its `Args` and a `run` that returns the exit code.
 
+mod agent_place;
 mod ask;
 pub mod bench;
 pub mod buffer;
@@ -17,7 +18,9 @@ pub mod run;
 pub mod schema;
 pub mod send;
 pub mod streams;
+pub mod tail;
 mod text;
+pub mod top;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -44,6 +47,8 @@ enum Command {
     Buffer(buffer::Args),
     DeadLetter(dead_letter::Args),
     Streams(streams::Args),
+    Tail(Box<tail::Args>),
+    Top(top::Args),
     Schema(schema::Args),
     Bench(bench::Args),
     Demo(demo::Args),
@@ -62,6 +67,8 @@ Examples:
   fieldpost buffer status                      what waits, since when, what was lost
   fieldpost dead-letter list                   what Kafka refused, and why
   fieldpost streams status                     how long Redis' streams are, and whether groups keep up
+  fieldpost tail --type 'alarm*'               follow events, from the agent, Redis or Kafka
+  fieldpost top                                a running agent, drawn again each second
 
 Exit codes:
   0   done                       74  storage cannot be used
@@ -102,6 +109,8 @@ impl Cli {
             Command::Buffer(args) => args.run(),
             Command::DeadLetter(args) => args.run(),
             Command::Streams(args) => args.run(),
+            Command::Tail(args) => args.run(),
+            Command::Top(args) => args.run(),
             Command::Schema(args) => args.run(),
             Command::Bench(args) => args.run(),
             Command::Demo(args) => args.run(),

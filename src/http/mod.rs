@@ -12,6 +12,7 @@
 //! On loopback the `Host` header must name it, so that no page in a browser reaches the agent by a name of its own; beyond
 //! loopback a bearer token is required.
 
+pub mod client;
 #[cfg(feature = "http")]
 mod events;
 #[cfg(feature = "http")]

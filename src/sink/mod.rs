@@ -12,6 +12,7 @@ use crate::error::Class;
 pub mod kafka;
 pub mod kafka_clock;
 pub mod kafka_probe;
+pub mod kafka_reader;
 pub mod kafka_rights;
 pub mod kafka_security;
 pub mod kafka_settings;

@@ -40,6 +40,9 @@ mod security;
 mod services_obey;
 mod supply;
 mod systemd;
+mod tail;
+#[cfg(feature = "http")]
+mod top;
 mod troubleshooting;
 mod unix;
 mod upgrade;

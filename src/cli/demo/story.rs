@@ -167,8 +167,12 @@ impl<'a> Story<'a> {
         if let Some(redis) = &self.redis {
             let pings = std::sync::Arc::clone(&self.shared.figures.pings);
             let pattern = format!("events:*:{}-*", self.plan.run);
-            let subscription = Subscription::open(&redis.options, &pattern, pings).await?;
-            listening.spawn(subscription.ended());
+            let count = move |_| pings.add(1);
+            let mut subscription = Subscription::open(&redis.options, 0, &pattern, count).await?;
+            listening.spawn(async move {
+                // The account at the end says how many came.
+                let _ = subscription.ended().await;
+            });
         }
         Ok(listening)
     }

@@ -174,6 +174,10 @@ impl From<redis::RedisError> for RedisError {
     fn from(error: redis::RedisError) -> Self {
         match error.to_string() {
             _ if error.is_connection_dropped() => Self::closed(),
+            mut answer if matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM")) => {
+                answer.truncate(answer.floor_char_boundary(ANSWER_BYTES_MAX));
+                Self::Denied { command: "the login, or PSUBSCRIBE", answer }
+            }
             reason if error.is_io_error() => Self::Lost { reason },
             reason => Self::Protocol(reason),
         }

@@ -25,6 +25,7 @@ mod connection;
 mod error;
 mod pipeline;
 mod probe;
+pub mod reading;
 mod sink;
 pub mod streams;
 pub mod subscription;

@@ -1,6 +1,7 @@
 //! What Redis' streams hold and who reads them, for `fieldpost streams status`. Changes nothing.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use redis::Value;
 
@@ -75,8 +76,20 @@ pub async fn streams(options: &Options, pattern: &str, streams_max: usize) -> Re
             opened => break opened?,
         }
     };
-    let (names, is_complete) = names(&mut connection, options, pattern, streams_max).await?;
-    let time = within(options.timeout, connection.tell(&redis::cmd("TIME"))).await?;
+    look(&mut connection, options.timeout, pattern, streams_max).await
+}
+
+/// The same on a connection that is there; each question may take `timeout`.
+///
+/// Cancel safe: no, as [`Connection::ask`].
+pub(super) async fn look(
+    connection: &mut Connection,
+    timeout: Duration,
+    pattern: &str,
+    streams_max: usize,
+) -> Result<Found, RedisError> {
+    let (names, is_complete) = names(connection, timeout, pattern, streams_max).await?;
+    let time = within(timeout, connection.tell(&redis::cmd("TIME"))).await?;
     refused("TIME", &time)?;
     let (seconds, micros): (u64, u64) = redis::from_redis_value(time).map_err(not_understood)?;
     let now_ms = seconds.saturating_mul(1000).saturating_add(micros / 1000);
@@ -87,7 +100,7 @@ pub async fn streams(options: &Options, pattern: &str, streams_max: usize) -> Re
         for name in batch {
             questions.cmd("XINFO").arg("STREAM").arg(name).cmd("XINFO").arg("GROUPS").arg(name);
         }
-        let mut answers = within(options.timeout, connection.ask(&questions)).await?.into_iter();
+        let mut answers = within(timeout, connection.ask(&questions)).await?.into_iter();
         for name in batch {
             let (Some(stream), Some(groups)) = (answers.next(), answers.next()) else { break };
             streams.extend(described(name, stream, groups)?);
@@ -102,7 +115,7 @@ fn not_understood(error: redis::ParsingError) -> RedisError {
 
 async fn names(
     connection: &mut Connection,
-    options: &Options,
+    timeout: Duration,
     pattern: &str,
     streams_max: usize,
 ) -> Result<(BTreeSet<Vec<u8>>, bool), RedisError> {
@@ -110,7 +123,7 @@ async fn names(
     for _ in 0..SCANS_MAX {
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(SCAN_COUNT).arg("TYPE").arg("stream");
-        let answer = within(options.timeout, connection.tell(&scan)).await?;
+        let answer = within(timeout, connection.tell(&scan)).await?;
         refused("SCAN", &answer)?;
         let (next, found): (u64, Vec<Vec<u8>>) = redis::from_redis_value(answer).map_err(not_understood)?;
         for name in found {
@@ -165,7 +178,7 @@ fn group(answer: Value) -> Option<Group> {
 }
 
 /// Names and values that follow each other.
-fn fields(answer: Value) -> Vec<(String, Value)> {
+pub(super) fn fields(answer: Value) -> Vec<(String, Value)> {
     let Value::Array(values) = answer else { return Vec::new() };
     let mut values = values.into_iter();
     let mut fields = Vec::new();
@@ -179,7 +192,7 @@ fn value<'a>(fields: &'a [(String, Value)], name: &str) -> Option<&'a Value> {
     fields.iter().find(|(field, _)| field == name).map(|(_, value)| value)
 }
 
-fn text(value: &Value) -> Option<String> {
+pub(super) fn text(value: &Value) -> Option<String> {
     match value {
         Value::BulkString(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
         Value::SimpleString(text) => Some(text.clone()),

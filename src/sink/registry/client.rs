@@ -1,5 +1,5 @@
-//! Three requests of the Schema Registry's HTTP interface: is this schema there, put it there, would it fit. The only file
-//! that names hyper.
+//! Three requests of the Schema Registry's HTTP interface: is this schema there, put it there, would it fit. Beside `http`
+//! the only file that names hyper.
 
 use std::future::Future;
 use std::pin::pin;
