@@ -39,6 +39,7 @@ use crate::stats::LinkState;
 use crate::stats::Stats;
 use crate::status::{Facts, Overview};
 use crate::system::{self, Clock, Notifier, SetBack, Signals};
+use crate::uplink;
 
 /// Time between two status lines.
 const STATUS_INTERVAL: Duration = Duration::from_secs(60);
@@ -152,6 +153,7 @@ struct Running {
     pings: Step,
     losses: Step,
     http: Step,
+    uplink: Step,
     heartbeat: Stages,
     overview: Arc<Overview>,
     /// The service manager's socket, for a start of the agent by itself.
@@ -249,7 +251,8 @@ impl Agent {
         );
         let losses = spawn_losses(&config, &buffer, &stats);
         let http = spawn_http(&config, &buffer, &overview, &inputs.stop);
-        spawn_inputs(&mut inputs, config.mqtt, config.unix.zip(listener), &admission);
+        let uplink = spawn_uplink(config.uplink, &stats);
+        spawn_inputs(&mut inputs, config.mqtt, config.unix.zip(listener), &admission, &overview);
         if inputs.stages.is_empty() {
             tracing::warn!("no input is configured: set unix.path or mqtt.url");
         }
@@ -267,6 +270,7 @@ impl Agent {
             pings,
             losses,
             http,
+            uplink,
             heartbeat,
             overview,
             handed_over,
@@ -299,6 +303,7 @@ impl Running {
                 Some(ended) = self.pings.stages.join_next() => return End::Failure(failure(ended)),
                 Some(ended) = self.losses.stages.join_next() => return End::Failure(failure(ended)),
                 Some(ended) = self.http.stages.join_next() => return End::Failure(failure(ended)),
+                Some(ended) = self.uplink.stages.join_next() => return End::Failure(failure(ended)),
                 Some(ended) = self.heartbeat.join_next() => return End::Failure(failure(ended)),
                 ended = &mut *writer => {
                     let reason = ended.map_or_else(|e| e.to_string(), |()| "closed".into());
@@ -327,7 +332,9 @@ impl Running {
             seconds,
             "the wall clock was set back: the agent starts itself again, because librdkafka waits on it"
         );
-        if let Err(error) = std::mem::take(&mut self.inputs).end(self.append_timeout + INPUT_GRACE).await {
+        let uplink = std::mem::take(&mut self.uplink).end(INPUT_GRACE);
+        let inputs = std::mem::take(&mut self.inputs).end(self.append_timeout + INPUT_GRACE);
+        if let (Err(error), _) = tokio::join!(inputs, uplink) {
             tracing::warn!(%error, "an input did not end in order");
         }
         // Order: as at a stop, behind the inputs that count, before the buffer that keeps it.
@@ -348,7 +355,9 @@ impl Running {
     /// Stops in order; the first failure counts.
     async fn stop(self, writer: WriterEnd) -> Result<(), AgentError> {
         self.notifier.stopping(stop_longest(self.append_timeout, self.stop_grace));
-        let settled = self.inputs.end(self.append_timeout + INPUT_GRACE).await;
+        // A command that is killed takes no longer than the inputs.
+        let (settled, killed) =
+            tokio::join!(self.inputs.end(self.append_timeout + INPUT_GRACE), self.uplink.end(INPUT_GRACE));
         // The drain bounds itself by `agent.stop_grace`; its last commit waits for the disk.
         let drained = self.drain.end(self.stop_grace + INPUT_GRACE).await;
         // HTTP says how the stop goes until here; what it holds of the buffer closes with it.
@@ -360,7 +369,7 @@ impl Running {
         self.buffer.close().await;
         let closed = writer.await.map_err(AgentError::from);
         tracing::info!("{}", self.overview.look().line());
-        closed.and(drained).and(settled).and(pinged).and(unserved).and(counted)
+        closed.and(drained).and(settled).and(killed).and(pinged).and(unserved).and(counted)
     }
 }
 
@@ -498,16 +507,28 @@ fn spawn_http(_: &Config, _: &Buffer, _: &Arc<Overview>, _: &CancellationToken) 
     Step::default()
 }
 
+fn spawn_uplink(options: Option<uplink::Options>, stats: &Arc<Stats>) -> Step {
+    let mut step = Step::default();
+    let Some(options) = options else { return step };
+    let (stats, stop) = (Arc::clone(stats), step.stop.clone());
+    step.stages.spawn(async move {
+        uplink::run(options, stats, stop).await;
+        ("uplink command", Ok(()))
+    });
+    step
+}
+
 fn spawn_inputs(
     inputs: &mut Step,
     mqtt: Option<mqtt::Options>,
     unix: Option<(unix::Options, unix::Listener)>,
     admission: &Admission,
+    overview: &Arc<Overview>,
 ) {
     if let Some(options) = mqtt {
-        let (admission, stop) = (admission.clone(), inputs.stop.clone());
+        let (admission, stop, overview) = (admission.clone(), inputs.stop.clone(), Arc::clone(overview));
         inputs.stages.spawn(async move {
-            let ended = mqtt::run(options, admission, stop).await;
+            let ended = mqtt::run(options, admission, overview, stop).await;
             ("mqtt input", ended.map_err(|error| AgentError::stage("mqtt input", &error)))
         });
     }

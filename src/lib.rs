@@ -13,6 +13,7 @@
 pub mod agent;
 pub mod backoff;
 pub mod buffer;
+pub mod child;
 pub mod cli;
 pub mod config;
 pub mod dead_letter;
@@ -35,3 +36,4 @@ pub mod stats;
 pub mod status;
 pub mod system;
 pub mod tls;
+pub mod uplink;

@@ -307,6 +307,10 @@ pub struct Stats {
     pub stream_entries_dropped: Counter,
     /// As [`Stats::pings_stale`], of entries for streams.
     pub stream_entries_stale: Counter,
+    /// Times that `uplink.command` was started.
+    pub uplink_runs: Counter,
+    /// Of them those that could not be run, ended with an error or took too long.
+    pub uplink_failures: Counter,
     /// From admission until durable, each event with the time of the oldest of its batch.
     pub durable_latency: Latency,
     /// From admission until Kafka's delivery report, for events of this boot.

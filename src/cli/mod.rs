@@ -9,6 +9,7 @@ pub mod completions;
 pub mod config;
 pub mod dead_letter;
 pub mod demo;
+pub mod diag;
 pub mod exit;
 mod line;
 pub mod load;
@@ -46,6 +47,7 @@ enum Command {
     Config(config::Args),
     Buffer(buffer::Args),
     DeadLetter(dead_letter::Args),
+    Diag(diag::Args),
     Streams(streams::Args),
     Tail(Box<tail::Args>),
     Top(top::Args),
@@ -66,6 +68,7 @@ Examples:
   fieldpost schema --format avro               what consumers get, for their tools
   fieldpost buffer status                      what waits, since when, what was lost
   fieldpost dead-letter list                   what Kafka refused, and why
+  fieldpost diag                               one file for a bug report, without secrets
   fieldpost streams status                     how long Redis' streams are, and whether groups keep up
   fieldpost tail --type 'alarm*'               follow events, from the agent, Redis or Kafka
   fieldpost top                                a running agent, drawn again each second
@@ -108,6 +111,7 @@ impl Cli {
             Command::Config(args) => args.run(),
             Command::Buffer(args) => args.run(),
             Command::DeadLetter(args) => args.run(),
+            Command::Diag(args) => args.run(),
             Command::Streams(args) => args.run(),
             Command::Tail(args) => args.run(),
             Command::Top(args) => args.run(),

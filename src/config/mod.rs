@@ -28,8 +28,9 @@ use std::time::Duration;
 use crate::ingest::route::Routes;
 use crate::ingest::{mqtt, unix};
 use crate::ping::Plan;
+use crate::secret::Password;
 use crate::sink::{kafka, record, redis, registry};
-use crate::{buffer, dead_letter, drain, http, log, losses};
+use crate::{buffer, dead_letter, drain, http, log, losses, uplink};
 
 pub use problem::{ConfigErrors, Problem, Source};
 pub use reader::Effective;
@@ -120,6 +121,8 @@ pub struct Config {
     pub redis: Option<Redis>,
     /// HTTP, if it is on.
     pub http: Option<http::Options>,
+    /// The command of a long outage, if there is one.
+    pub uplink: Option<uplink::Options>,
     /// What is told of losses.
     pub ledger: losses::Options,
     /// Log lines.
@@ -133,6 +136,8 @@ pub struct Loaded {
     pub config: Config,
     /// Every key in the order of the example file, secrets that are set included.
     pub effective: Vec<Effective>,
+    /// Every secret that is set, for who has to keep it out of a text.
+    pub secrets: Vec<Password>,
 }
 
 impl Config {
@@ -184,5 +189,5 @@ fn load_on(
     let mut reader = reader::Reader::new(sources);
     let config = keys::config(&mut reader, host_name);
     let read = reader.finish().map_err(ConfigErrors::new)?;
-    Ok(Loaded { config, effective: read.effective })
+    Ok(Loaded { config, effective: read.effective, secrets: read.secrets })
 }

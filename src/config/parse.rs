@@ -178,6 +178,18 @@ fn address(text: &str, port_default: u16) -> Result<Address, String> {
     Ok(Address { host, port })
 }
 
+/// The topic of the agent's status, with its name in it.
+pub(super) fn status_topic(text: &str, agent_id: &str) -> Result<String, String> {
+    let topic = length(text, 512)?.replace("{agent_id}", agent_id);
+    if let Some(c) = topic.chars().find(|c| matches!(c, '+' | '#' | '{' | '}') || c.is_control()) {
+        return Err(format!("`{}` is not allowed", c.escape_debug()));
+    }
+    if topic.starts_with('$') {
+        return Err("what begins with `$` is the broker's".to_owned());
+    }
+    Ok(topic)
+}
+
 /// The agent's name: it goes into a client id, record headers and file names.
 pub(super) fn agent_id(text: &str) -> Result<String, String> {
     let foreign = text.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')));

@@ -80,6 +80,8 @@ pub(super) struct Outcome {
     pub(super) sections: Vec<Section<'static>>,
     pub(super) declared: Vec<Declared>,
     pub(super) effective: Vec<Effective>,
+    /// Every secret that is set.
+    pub(super) secrets: Vec<Password>,
 }
 
 pub(super) struct Reader {
@@ -90,7 +92,12 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(sources: Sources) -> Self {
-        let outcome = Outcome { sections: Vec::new(), declared: Vec::new(), effective: Vec::new() };
+        let outcome = Outcome {
+            sections: Vec::new(),
+            declared: Vec::new(),
+            effective: Vec::new(),
+            secrets: Vec::new(),
+        };
         Self { sources, outcome, problems: Vec::new() }
     }
 
@@ -273,16 +280,45 @@ impl Reader {
         count: RangeInclusive<usize>,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Vec<T> {
+        let differ = |items: &[String]| match items
+            .iter()
+            .enumerate()
+            .find(|(at, item)| items.iter().take(*at).any(|earlier| earlier == *item))
+        {
+            Some((_, item)) => Err(format!("{} stands there twice", quote(item))),
+            None => Ok(()),
+        };
+        self.texts(key, allowed, default, count, parse, differ)
+    }
+
+    /// A list of texts in which one may stand twice, empty by default.
+    pub(super) fn words<T>(
+        &mut self,
+        key: Key,
+        allowed: &str,
+        count: RangeInclusive<usize>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        self.texts(key, allowed, &[], count, parse, |_| Ok(()))
+    }
+
+    fn texts<T>(
+        &mut self,
+        key: Key,
+        allowed: &str,
+        default: &[&str],
+        count: RangeInclusive<usize>,
+        parse: impl Fn(&str) -> Result<T, String>,
+        check: impl Fn(&[String]) -> Result<(), String>,
+    ) -> Vec<T> {
         let default: Vec<String> = default.iter().map(|item| (*item).to_owned()).collect();
         let read = |value: &Value| {
             let items = list(value)?;
             if !count.contains(&items.len()) {
                 return Err(format!("{} entries", items.len()));
             }
-            for (at, item) in items.iter().enumerate() {
-                if items.iter().take(at).any(|earlier| earlier == item) {
-                    return Err(format!("{} stands there twice", quote(item)));
-                }
+            check(&items)?;
+            for item in &items {
                 parse(item).map_err(|why| format!("{}: {why}", quote(item)))?;
             }
             Ok(items)
@@ -332,6 +368,17 @@ impl Reader {
 
     /// As [`Reader::secret`], and says what its absence means.
     pub(super) fn secret_or(
+        &mut self,
+        secret: &'static str,
+        file: Key,
+        absent: (&'static str, &str),
+    ) -> Option<Password> {
+        let found = self.found_secret(secret, file, absent);
+        self.outcome.secrets.extend(found.clone());
+        found
+    }
+
+    fn found_secret(
         &mut self,
         secret: &'static str,
         file: Key,

@@ -372,6 +372,8 @@ qos = 2
 protocol = 4
 receive_maximum = 20
 keep_alive = "18h"
+status_topic = "site/{agent_id}/health"
+status_interval = "5m"
 when_full = "drop_oldest"
 
 [unix]
@@ -489,6 +491,12 @@ recent_events = 5
 recent_bytes = "1MiB"
 ready_max_age = "5s"
 
+[uplink]
+command = ["/usr/local/bin/reset", "-v", "-v"]
+after = "10m"
+repeat = "2h"
+timeout = "30s"
+
 [ledger]
 announce = false
 topic = "losses.{source_type}"
@@ -521,11 +529,17 @@ fn full_folder() -> (tempfile::TempDir, PathBuf) {
 #[allow(clippy::too_many_lines, reason = "one file with every key, looked at key by key")]
 fn a_full_file_sets_everything() {
     let (_folder, path) = full_folder();
-    let Loaded { config, effective } = load_on(HOST, Some(&path), variables(&[])).unwrap();
+    let Loaded { config, effective, secrets } = load_on(HOST, Some(&path), variables(&[])).unwrap();
     let untouched: Vec<_> =
         effective.iter().filter(|key| key.source.is_default()).map(|key| &key.key).collect();
     // A token excludes the password.
     assert_eq!(untouched, ["kafka.token_file"], "what the test's file leaves out");
+    let revealed: BTreeSet<_> =
+        secrets.iter().map(|secret| secret.read().unwrap().reveal().to_owned()).collect();
+    assert_eq!(revealed, ["ka-hush", "mq-hush", "re-hush", "sr-hush"].map(str::to_owned).into());
+    let is_secret = |key: &str| key.ends_with("password_file") || key.ends_with("token_file");
+    let named = effective.iter().filter(|effective| is_secret(&effective.key) && effective.value.is_ok());
+    assert_eq!(secrets.len(), named.count(), "each is known");
     assert_eq!(config.agent.stop_grace, Duration::from_secs(60));
     let mqtt = config.mqtt.unwrap();
     assert_eq!((mqtt.port, mqtt.qos, mqtt.protocol), (1999, mqtt::Qos::ExactlyOnce, mqtt::Protocol::V4));
@@ -540,6 +554,9 @@ fn a_full_file_sets_everything() {
     };
     assert_eq!(mqtt.tls.as_ref(), Some(&tls));
     assert_eq!((mqtt.topics.len(), mqtt.keep_alive), (2, Duration::from_secs(64_800)));
+    let status = mqtt.status.unwrap();
+    let topic = format!("site/{}/health", config.agent.id);
+    assert_eq!((status.topic, status.interval), (topic, Duration::from_secs(300)));
     assert_eq!(mqtt.when_full, WhenFull::DropOldest);
     let unix = config.unix.unwrap();
     assert_eq!((unix.mode, unix.when_full), (0o600, WhenFull::Block));
@@ -621,6 +638,12 @@ fn a_full_file_sets_everything() {
         timestamp: record::Timestamp::Event,
     };
     assert_eq!(config.records, records);
+    let uplink = config.uplink.unwrap();
+    assert_eq!((uplink.program.as_path(), uplink.arguments.len()), (Path::new("/usr/local/bin/reset"), 2));
+    assert_eq!(
+        (uplink.after, uplink.repeat, uplink.timeout),
+        (Duration::from_secs(600), Duration::from_secs(7200), Duration::from_secs(30))
+    );
     let http = config.http.unwrap();
     assert_eq!((http.listen.to_string().as_str(), http.connections_max), ("0.0.0.0:1", 100));
     assert_eq!(http.token.unwrap().read().unwrap().reveal(), "re-hush");
@@ -694,6 +717,23 @@ const BAD_VALUES: &[(&str, &str)] = &[
     (
         "[mqtt]\nkeep_alive = \"4s\"",
         "fieldpost.toml:2: mqtt.keep_alive = \"4s\": too small; allowed: 5s to 18h",
+    ),
+    (
+        "[mqtt]\nstatus_topic = \"fieldpost/#\"",
+        "fieldpost.toml:2: mqtt.status_topic = \"fieldpost/#\": `#` is not allowed; allowed: 1 to 512 bytes without `+`, `#` and other placeholders, not `$` in front",
+    ),
+    (
+        "[mqtt]\nstatus_topic = \"a/{source_id}\"",
+        "fieldpost.toml:2: mqtt.status_topic = \"a/{source_id}\": `{` is not allowed; allowed: 1 to 512 bytes without `+`, `#` and other placeholders, not `$` in front",
+    ),
+    (
+        "[mqtt]\nstatus_topic = \"$SYS/a\"",
+        "fieldpost.toml:2: mqtt.status_topic = \"$SYS/a\": what begins with `$` is the broker's; allowed: 1 to 512 bytes without `+`, `#` and other placeholders, not `$` in front",
+    ),
+    (
+        "[uplink]\ncommand = [\"reset\"]",
+        "fieldpost.toml:2: uplink.command = [\"reset\"]: begins with \"reset\"; allowed: an absolute path, because there is \
+         no PATH to look it up in",
     ),
     (
         "[mqtt]\npassword = \"hush\"",
@@ -1233,6 +1273,12 @@ max_connections = 64                         # default
 recent_events = 10000                        # default
 recent_bytes = "2 MiB"                       # default
 ready_max_age = "1m"                         # default
+
+[uplink]
+command = []                                 # default
+after = "15m"                                # default
+repeat = "1h"                                # default
+timeout = "1m"                               # default
 
 [ledger]
 announce = true                              # default

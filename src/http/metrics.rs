@@ -11,7 +11,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::buffer::ledger::Reason;
 use crate::stats::{LATENCY_BOUNDS_US, Latency, Stats};
-use crate::status::{LinkStatus, Overview, Status};
+use crate::status::{LinkStatus, Overview, Status, Uplink};
 
 /// What `/metrics` says it is.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -246,8 +246,36 @@ fn outputs() -> Vec<Family> {
             one(status.kafka.dead_letters_evicted)
         }),
         counter("fieldpost_pings", &["outcome"], "Pings, by what became of them", |status| {
-            by([("sent", status.redis.pings), ("dropped", status.redis.pings_dropped)])
+            let redis = &status.redis;
+            by([
+                ("sent", redis.pings),
+                ("dropped", redis.pings_dropped),
+                ("coalesced", redis.pings_coalesced),
+                ("stale", redis.pings_stale),
+            ])
         }),
+        counter(
+            "fieldpost_stream_entries",
+            &["outcome"],
+            "Entries for Redis' streams, by what became of them",
+            |status| {
+                let redis = &status.redis;
+                by([
+                    ("added", redis.stream_entries),
+                    ("dropped", redis.stream_entries_dropped),
+                    ("stale", redis.stream_entries_stale),
+                ])
+            },
+        ),
+        counter(
+            "fieldpost_uplink_commands",
+            &["outcome"],
+            "Times that uplink.command was run, by how it ended; one that runs counts as done",
+            |status| {
+                let Uplink { commands, failed } = status.uplink;
+                by([("done", commands.saturating_sub(failed)), ("failed", failed)])
+            },
+        ),
         gauge("fieldpost_link_up", &["link"], "1 while a configured link is up", |status| {
             links(status, |link| Some(flag(link.is_up())))
         }),

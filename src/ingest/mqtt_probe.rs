@@ -212,6 +212,7 @@ mod tests {
             receive_maximum: 10,
             keep_alive: Duration::from_secs(30),
             when_full: crate::buffer::WhenFull::Block,
+            status: None,
             pending_bytes_max: 1 << 20,
         }
     }

@@ -15,6 +15,11 @@ use thiserror::Error;
 use super::kafka::{self, Options};
 use super::kafka_security::Security;
 
+/// Version of librdkafka.
+pub fn library_version() -> String {
+    rdkafka::util::get_rdkafka_version().1
+}
+
 /// What Kafka said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {

@@ -3,6 +3,7 @@
 //! A look takes two short locks of the buffer's published figures and otherwise reads atomics: nobody on the way of an
 //! event waits for it. What asks the operating system (memory, free disk, device) is asked at each look and by nobody else.
 
+pub mod brief;
 mod snapshot;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -10,13 +11,14 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use self::brief::{Brief, BriefBuffer, BriefFigures};
 use crate::buffer::{Buffer, Figures};
 use crate::event::rfc3339;
 use crate::stats::{Link, LinkState, Stats};
 use crate::system::{self, Clock, DeviceWrites};
 pub use snapshot::{
-    Disk, History, Inputs, Kafka, LastError, Left, LinkStatus, Losses, Memory, Past, Redis, Status, VERSION,
-    Waiting,
+    Disk, History, Inputs, Kafka, LastError, Left, LinkStatus, Losses, Memory, Past, Redis, Status, Uplink,
+    VERSION, Waiting,
 };
 
 /// Samples that are kept; the agent takes one every ten seconds, so that these are the last hour.
@@ -141,19 +143,7 @@ impl Overview {
                 mqtt: link(&stats.mqtt),
             },
             routes: Left::of(stats),
-            buffer: Waiting {
-                events: figures.waiting(),
-                backlog_events: figures.backlog,
-                durable_seq: figures.durable.0,
-                cursor_seq: figures.cursor.0,
-                bytes: figures.disk_bytes,
-                max_bytes: self.facts.bytes_max,
-                generations: figures.generations as u64,
-                oldest_age_s: Some(stats.oldest_boot_us.get()).filter(|us| *us > 0).map(age_s),
-                drained_in_s: pace.drained_in_s(figures.waiting()),
-                is_full: self.buffer.is_full(),
-                is_writable: figures.is_writable,
-            },
+            buffer: self.waiting(figures, pace.drained_in_s(figures.waiting())),
             kafka: Kafka {
                 events: stats.kafka_out.get(),
                 events_per_s: pace.sent_per_s,
@@ -165,13 +155,66 @@ impl Overview {
                 link: link(&stats.kafka),
             },
             redis: Redis::of(stats, link(&stats.redis)),
+            uplink: Uplink { commands: stats.uplink_runs.get(), failed: stats.uplink_failures.get() },
             http: link(&stats.http),
             ledger: self.ledger(),
-            // What is not in the ledger yet counts too.
-            lost: stats.kafka_lost.unsettled() + figures.lost,
+            lost: self.lost(figures),
             disk: self.disk(figures),
             memory: Memory::now(),
         }
+    }
+
+    /// How the agent is now, in a few words; asks the operating system for nothing but the time.
+    pub fn brief(&self) -> Brief {
+        let (stats, figures, now) = (&*self.stats, self.buffer.figures(), self.clock.now());
+        let up_us = now.boot_us.saturating_sub(self.started_boot_us);
+        let buffer = self.waiting(figures, None);
+        let links = [("kafka", &stats.kafka), ("redis", &stats.redis)];
+        let figures = BriefFigures {
+            time: to_the_second(now.wall_us),
+            buffer: BriefBuffer {
+                events: buffer.events,
+                bytes: buffer.bytes,
+                max_bytes: buffer.max_bytes,
+                oldest_age_s: buffer.oldest_age_s,
+                is_full: buffer.is_full,
+                is_writable: buffer.is_writable,
+            },
+            links: links.map(|(name, link)| (name.to_owned(), link.get().word().to_owned())).into(),
+            lost: self.lost(figures),
+        };
+        Brief {
+            version: brief::VERSION,
+            agent: self.facts.agent.clone(),
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            state: brief::State::Up,
+            // By today's clock, which may not have been set at the start.
+            since: to_the_second(now.wall_us.saturating_sub(i64::try_from(up_us).unwrap_or(i64::MAX))),
+            figures: Some(figures),
+        }
+    }
+
+    fn waiting(&self, figures: Figures, drained_in_s: Option<u64>) -> Waiting {
+        let now = self.clock.now();
+        let age_s = |boot_us: u64| now.boot_us.saturating_sub(boot_us) / 1_000_000;
+        Waiting {
+            events: figures.waiting(),
+            backlog_events: figures.backlog,
+            durable_seq: figures.durable.0,
+            cursor_seq: figures.cursor.0,
+            bytes: figures.disk_bytes,
+            max_bytes: self.facts.bytes_max,
+            generations: figures.generations as u64,
+            oldest_age_s: Some(self.stats.oldest_boot_us.get()).filter(|us| *us > 0).map(age_s),
+            drained_in_s,
+            is_full: self.buffer.is_full(),
+            is_writable: figures.is_writable,
+        }
+    }
+
+    fn lost(&self, figures: Figures) -> u64 {
+        // What is not in the ledger yet counts too.
+        self.stats.kafka_lost.unsettled() + figures.lost
     }
 
     /// The last hour, oldest first.
@@ -211,6 +254,10 @@ impl Overview {
             })
             .collect()
     }
+}
+
+fn to_the_second(wall_us: i64) -> String {
+    jiff::Timestamp::from_second(wall_us.div_euclid(1_000_000)).unwrap_or_default().to_string()
 }
 
 /// How fast it went between two samples.

@@ -38,6 +38,8 @@ pub struct Status {
     pub kafka: Kafka,
     /// Pings.
     pub redis: Redis,
+    /// The command of a long outage.
+    pub uplink: Uplink,
     /// The page and what belongs to it.
     pub http: LinkStatus,
     /// What was lost or refused, by reason; reasons that never came are left out.
@@ -155,6 +157,15 @@ pub struct Redis {
     /// The link.
     #[serde(flatten)]
     pub link: LinkStatus,
+}
+
+/// What was done about long outages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Uplink {
+    /// Times that `uplink.command` was started.
+    pub commands: u64,
+    /// Of them those that could not be run, ended with an error or took too long.
+    pub failed: u64,
 }
 
 /// A link.

@@ -17,6 +17,11 @@ pub(super) fn connector(_options: &Options) -> Result<Connector, TlsError> {
     Err(TlsError::Setup(ABSENT.to_owned()))
 }
 
+/// The TLS library, by name and version.
+pub fn library_version() -> String {
+    "no TLS".to_owned()
+}
+
 /// Fails: there is no TLS.
 ///
 /// # Errors

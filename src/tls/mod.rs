@@ -21,7 +21,7 @@ use thiserror::Error;
 use crate::files::FileError;
 use crate::secret::Password;
 
-pub use library::{Connector, Stream, beside_system, connect};
+pub use library::{Connector, Stream, beside_system, connect, library_version};
 
 /// Whether this build speaks TLS.
 pub const IS_BUILT_IN: bool = cfg!(feature = "tls");

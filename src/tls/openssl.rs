@@ -22,6 +22,11 @@ pub type Stream = tokio_native_tls::TlsStream<tokio::net::TcpStream>;
 /// A bundle of every public authority has a quarter of this.
 const PEM_BYTES_MAX: u64 = 1 << 20;
 
+/// The TLS library, by name and version.
+pub fn library_version() -> String {
+    openssl::version::version().to_owned()
+}
+
 pub(super) fn connector(options: &Options) -> Result<Connector, TlsError> {
     let mut builder = Connector::builder();
     if let Some(path) = &options.ca_file {

@@ -28,6 +28,7 @@ pub(super) enum Area {
     Kafka,
     Schema,
     Redis,
+    Uplink,
 }
 
 impl Area {
@@ -40,6 +41,7 @@ impl Area {
             Self::Kafka => "kafka",
             Self::Schema => "schema",
             Self::Redis => "redis",
+            Self::Uplink => "uplink",
         }
     }
 }

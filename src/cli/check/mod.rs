@@ -143,7 +143,7 @@ fn invalid(problem: &Problem) -> Finding {
 }
 
 /// What can be said of a configuration that loaded.
-fn configuration(Loaded { config, effective }: &Loaded, file: Option<&str>) -> Vec<Finding> {
+fn configuration(Loaded { config, effective, .. }: &Loaded, file: Option<&str>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let of = |kind| effective.iter().filter(|effective| effective.source.kind() == kind).count();
     let message = format!(

@@ -10,16 +10,18 @@ use super::finding::{Area, Finding};
 use super::{kafka, mqtt, schema};
 use crate::buffer::probe::{self as buffer_probe, Owner};
 use crate::cli::exit;
-use crate::config::units::about_bytes;
+use crate::config::units::{about_bytes, format_duration};
 use crate::config::{Config, Redis};
 use crate::event::{Event, EventId, Payload, Stamp, Way};
 use crate::ingest::unix_probe;
 use crate::sink::redis::{self, Probed};
+use crate::uplink;
 
 /// Everything that is configured; `say` hears each finding as soon as it is known.
 pub(super) fn all(config: &Config, timeout: Duration, say: &mut impl FnMut(Finding)) {
     buffer(config).into_iter().for_each(&mut *say);
     say(unix(config));
+    config.uplink.iter().map(uplink).for_each(&mut *say);
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             runtime.block_on(mqtt::findings(config, timeout)).into_iter().for_each(&mut *say);
@@ -98,6 +100,22 @@ fn unix(config: &Config) -> Finding {
             format!("{path}: left over from an agent that was killed, will be replaced"),
         ),
         Err(error) => Finding::fail(Area::Unix, exit::STORAGE, error.to_string()).about("unix.path"),
+    }
+}
+
+fn uplink(options: &uplink::Options) -> Finding {
+    let program = options.program.display();
+    match options.is_executable() {
+        Ok(()) => {
+            let after = format_duration(options.after);
+            Finding::ok(Area::Uplink, format!("{program}: can be run, after {after} without Kafka"))
+        }
+        Err(error) => Finding::fail(
+            Area::Uplink,
+            exit::CONFIG,
+            format!("{program}: is not executable for this user: {error}"),
+        )
+        .about("uplink.command"),
     }
 }
 

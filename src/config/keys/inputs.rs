@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::parse;
 use super::super::reader::{Key, Reader};
-use super::{WHEN_FULL, ms, secs, security, size, username};
+use super::{WHEN_FULL, mins, ms, secs, security, size, username};
 use crate::buffer::WhenFull;
 use crate::config::Agent;
 use crate::ingest::topic::TopicTemplate;
@@ -49,6 +49,7 @@ pub(super) fn mqtt(r: &mut Reader, agent: &Agent) -> Option<mqtt::Options> {
         [(0, mqtt::Qos::AtMostOnce), (1, mqtt::Qos::AtLeastOnce), (2, mqtt::Qos::ExactlyOnce)],
     );
     let Session { protocol, receive_maximum, keep_alive } = session(r);
+    let status = status(r, agent);
     let parse::Address { host, port } = url?.address;
     Some(mqtt::Options {
         host,
@@ -64,7 +65,33 @@ pub(super) fn mqtt(r: &mut Reader, agent: &Agent) -> Option<mqtt::Options> {
         keep_alive,
         pending_bytes_max: 0,
         when_full: WhenFull::default(),
+        status,
     })
+}
+
+fn status(r: &mut Reader, agent: &Agent) -> Option<mqtt::StatusTopic> {
+    let topic = r.optional_text(
+        Key {
+            name: "mqtt.status_topic",
+            meaning: "Topic on which the agent tells its neighbours how it is: a retained JSON object, and `down` as the last \
+                      will. `{agent_id}` stands for agent.id. The broker must let the agent publish there.",
+            delivery: "What arrives on it is never an event.",
+        },
+        "1 to 512 bytes without `+`, `#` and other placeholders, not `$` in front",
+        ("no status is published and there is no will", "fieldpost/{agent_id}/status"),
+        |text| parse::status_topic(text, &agent.id),
+    );
+    let interval = r.duration(
+        Key {
+            name: "mqtt.status_interval",
+            meaning: "Shortest time between two publishes of the status while only figures change. A link that goes up or \
+                      down, a full buffer and the first loss are told within 12 s.",
+            delivery: "",
+        },
+        secs(60),
+        secs(10)..=mins(60 * 24),
+    );
+    Some(mqtt::StatusTopic { topic: topic?, interval })
 }
 
 struct Login {

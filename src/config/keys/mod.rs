@@ -12,6 +12,7 @@ mod redis;
 mod registry;
 mod routes;
 mod security;
+mod uplink;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -75,6 +76,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
     let registry = registry::registry(r, &agent, records.format);
     let redis = redis::redis(r);
     let http = http::http(r);
+    let uplink = uplink::uplink(r, &agent);
     let (ledger, loss_topic) = ledger::ledger(r);
     let log = log(r);
     // The inputs share what the limits leave them; their sections come first for the reader of the file.
@@ -110,6 +112,7 @@ pub(super) fn config(r: &mut Reader, host_name: &str) -> Config {
         registry,
         redis,
         http,
+        uplink,
         ledger,
         log,
     }

@@ -1,6 +1,6 @@
 //! What both generations of the client have in common. Its modules for MQTT 3.1.1 and 5 have the same names and
 //! different types, hence a macro: it is expanded in `v4` and `v5`, which bring those names into scope together with
-//! `connect`, `empty_publish`, `filter`, `granted` and `failure` for what differs.
+//! `connect`, `empty_publish`, `filter`, `granted`, `published` and `failure` for what differs.
 
 /// Implements [`super::link::Wire`] and [`super::link::Requests`] for the client in scope.
 macro_rules! adapter {
@@ -16,8 +16,8 @@ macro_rules! adapter {
         impl Wire for Client {
             type Requests = Sender;
 
-            fn open(options: &Options, access: Access, packet_bytes_max: usize) -> (Self, Sender) {
-                let (client, eventloop) = connect(options, access, packet_bytes_max);
+            fn open(options: &Options, access: Access, setup: &Setup) -> (Self, Sender) {
+                let (client, eventloop) = connect(options, access, setup);
                 (Self(Box::new(eventloop)), Sender { client, publish: empty_publish() })
             }
 
@@ -60,6 +60,10 @@ macro_rules! adapter {
                 self.client.try_subscribe_many(filters).is_ok()
             }
 
+            fn publish(&mut self, topic: &str, payload: Vec<u8>) -> bool {
+                self.client.try_publish(topic, QoS::AtLeastOnce, true, payload).is_ok()
+            }
+
             fn disconnect(&mut self) -> bool {
                 self.client.try_disconnect().is_ok()
             }
@@ -81,6 +85,7 @@ macro_rules! adapter {
                 Event::Incoming(Packet::SubAck(suback)) => {
                     Some(Heard::Granted(suback.return_codes.into_iter().map(granted).collect()))
                 }
+                Event::Incoming(Packet::PubAck(puback)) => Some(Heard::Published(published(&puback))),
                 Event::Outgoing(Outgoing::PubAck(_) | Outgoing::PubRec(_)) => Some(Heard::Answered),
                 _ => None,
             }

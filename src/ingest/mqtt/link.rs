@@ -20,6 +20,11 @@ use super::{Access, Options, Qos};
 /// Requests that wait for the client; more are kept in the order book until there is room.
 pub(super) const REQUESTS_MAX: usize = 256;
 
+/// Places for publishes of the agent's own in flight: one of the status, at a stop one more, and always one free, because
+/// the client writes no acknowledgement while all are taken. Each costs memory. A broker may allow fewer (Receive Maximum
+/// of MQTT 5); one that allows a single one holds acknowledgements up until it has answered.
+pub(super) const IN_FLIGHT_MAX: u16 = 4;
+
 /// A connection that has left this much in its outbox lets its owner take it before it reads on.
 const HEARD_MAX: usize = 256;
 
@@ -52,6 +57,8 @@ pub(super) enum Heard {
     Granted(Vec<Granted>),
     /// A PUBACK or PUBREC was written.
     Answered,
+    /// PUBACK of the broker for the agent's status: taken, or why not.
+    Published(Result<(), String>),
 }
 
 /// Why a link is down.
@@ -87,7 +94,7 @@ pub(super) trait Wire: Sized + Send {
     type Requests: Requests;
 
     /// A client that connects when it is polled first.
-    fn open(options: &Options, access: Access, packet_bytes_max: usize) -> (Self, Self::Requests);
+    fn open(options: &Options, access: Access, setup: &Setup) -> (Self, Self::Requests);
 
     /// Moves the connection on until something is heard or written. `None`: nothing worth telling.
     ///
@@ -107,12 +114,14 @@ pub(super) trait Requests: Send {
     fn answer(&mut self, pkid: u16, twice: bool) -> bool;
     /// SUBSCRIBE to all of `filters` in one packet.
     fn subscribe(&mut self, filters: Vec<String>, qos: Qos) -> bool;
+    /// PUBLISH, retained, with QoS 1; the broker's answer is heard as [`Heard::Published`].
+    fn publish(&mut self, topic: &str, payload: Vec<u8>) -> bool;
     /// DISCONNECT, keeping the session; the broker closes the connection when it has read everything before it.
     fn disconnect(&mut self) -> bool;
 }
 
 /// How a connection is made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Setup {
     /// Wait before connecting.
     pub(super) delay: Duration,
@@ -120,6 +129,8 @@ pub(super) struct Setup {
     pub(super) packet_bytes_max: usize,
     /// See [`Wire::accept_every_release`].
     pub(super) accept_every_release: bool,
+    /// The last will: its topic and what it says, retained.
+    pub(super) will: Option<(String, Vec<u8>)>,
 }
 
 /// Where a connection leaves what it heard. Locked by one task only and never across a wait.
@@ -175,7 +186,7 @@ pub(super) async fn connection<W: Wire>(
         Ok(access) => access,
         Err(error) => return Failure { kind: FailureKind::File, what: error.to_string() },
     };
-    let (mut wire, requests) = W::open(&options, access, setup.packet_bytes_max);
+    let (mut wire, requests) = W::open(&options, access, &setup);
     outbox.lock().requests = Some(requests);
     let mut is_connected = false;
     loop {
@@ -275,9 +286,10 @@ mod tests {
             pending_bytes_max: 1000,
             keep_alive: Duration::from_secs(60),
             when_full: crate::buffer::WhenFull::Block,
+            status: None,
         };
         let outbox = Arc::new(Outbox::new());
-        let setup = Setup { delay: Duration::ZERO, packet_bytes_max: 1000, accept_every_release };
+        let setup = Setup { delay: Duration::ZERO, packet_bytes_max: 1000, accept_every_release, will: None };
         let connection = connection::<W>(Arc::new(options), setup, Arc::clone(&outbox));
         let broker = async {
             let mut stream = accept(&listener, protocol).await;

@@ -43,14 +43,21 @@
 //! broker drop it (Maximum Packet Size in CONNECT). MQTT 3.1.1 cannot say so: the connection breaks on each delivery,
 //! is tried again slowly, and the log says which key of the broker ends that.
 //!
+//! # The agent's own status
+//! With [`Options::status`] the same connection carries the retained status and its last will, so that the broker says
+//! `down` exactly when events cannot come in. A publish of it is QoS 1, handed to the client as an answer is and waited
+//! for by nobody; one is under way at a time (`bulletin`). What the broker sends on that topic is acknowledged in its turn
+//! and is no event, whatever is subscribed.
+//!
 //! # What it does not do
-//! No publishing, no removal of filters that an earlier configuration left in the session (their
+//! No publishing but of the status, no removal of filters that an earlier configuration left in the session (their
 //! publishes are counted as invalid). Overlapping templates may bring a publish twice, as the broker likes; the first
 //! matching template reads it.
 
 mod adapter;
 mod body;
 mod book;
+mod bulletin;
 mod link;
 mod station;
 mod subscriptions;
@@ -60,6 +67,7 @@ mod v5;
 pub(crate) use body::draft;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -71,6 +79,7 @@ use crate::files::FileError;
 use crate::ingest::Admission;
 use crate::ingest::topic::TopicTemplate;
 use crate::secret::{Password, Secret};
+use crate::status::Overview;
 use crate::tls::{self, TlsError};
 
 /// Which MQTT is spoken.
@@ -91,6 +100,15 @@ pub enum Qos {
     AtLeastOnce,
     /// Exactly once between broker and agent for as long as both live; see the module.
     ExactlyOnce,
+}
+
+/// Where the agent tells its neighbours how it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusTopic {
+    /// Without wildcards and placeholders.
+    pub topic: String,
+    /// Time between two publishes while only figures change.
+    pub interval: Duration,
 }
 
 /// How the input connects and what it subscribes to.
@@ -124,6 +142,8 @@ pub struct Options {
     pub keep_alive: Duration,
     /// What to do with events that find no room, where no route has it otherwise.
     pub when_full: WhenFull,
+    /// The retained status; `None`: nothing is published and there is no will.
+    pub status: Option<StatusTopic>,
 }
 
 /// What ends the input. Lost links and broker errors do not: they are retried for ever.
@@ -157,12 +177,17 @@ impl MqttError {
 /// [`MqttError`], class [`Class::Fatal`].
 ///
 /// Cancel safe: no. Dropping it may leave events stored and unacknowledged; the broker delivers those again.
-pub async fn run(options: Options, admission: Admission, stop: CancellationToken) -> Result<(), MqttError> {
+pub async fn run(
+    options: Options,
+    admission: Admission,
+    overview: Arc<Overview>,
+    stop: CancellationToken,
+) -> Result<(), MqttError> {
     options.check()?;
     let admission = admission.under(options.when_full);
     match options.protocol {
-        Protocol::V4 => station::serve::<v4::Client>(options, admission, stop).await,
-        Protocol::V5 => station::serve::<v5::Client>(options, admission, stop).await,
+        Protocol::V4 => station::serve::<v4::Client>(options, admission, overview, stop).await,
+        Protocol::V5 => station::serve::<v5::Client>(options, admission, overview, stop).await,
     }
 }
 
@@ -200,6 +225,11 @@ impl Options {
             return error("keep_alive", "is not between 5 s and 65535 s");
         }
         Ok(())
+    }
+
+    /// Whether a publish on `topic` is the agent's own status.
+    pub(super) fn is_status(&self, topic: &[u8]) -> bool {
+        self.status.as_ref().is_some_and(|status| status.topic.as_bytes() == topic)
     }
 
     /// What the broker is told of the agent, as the files have it now.
@@ -270,6 +300,7 @@ mod tests {
             pending_bytes_max: 1 << 20,
             keep_alive: Duration::from_secs(30),
             when_full: WhenFull::Block,
+            status: None,
         }
     }
 

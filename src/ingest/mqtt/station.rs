@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::book::{Book, LoadNumber, Mark, Received};
+use super::bulletin::Bulletin;
 use super::link::{
     CONNECT_TIMEOUT, Failure, FailureKind, Heard, Outbox, Publish, Requests, Setup, Wire, connection, listen,
 };
@@ -27,6 +28,7 @@ use crate::files::{LOOK_INTERVAL, Watched};
 use crate::ingest::{Admission, Admitted, Refusal};
 use crate::log::Limited;
 use crate::stats::{LinkState, Stats};
+use crate::status::Overview;
 
 /// Shortest time between two appends while events trickle in: 2,000 events a second cost 100 syncs and as many rounds
 /// to Kafka. Twice the drain's default round, so that a load finds the drain waiting for it. An event that comes alone
@@ -61,9 +63,10 @@ const SHOWN_CHARS_MAX: usize = 120;
 pub(super) async fn serve<W: Wire>(
     options: Options,
     admission: Admission,
+    overview: Arc<Overview>,
     stop: CancellationToken,
 ) -> Result<(), MqttError> {
-    let mut station = Station::<W>::new(options, admission);
+    let mut station = Station::<W>::new(options, admission, overview);
     let outbox = Arc::clone(&station.outbox);
     let mut connection = pin!(station.connection(Duration::ZERO));
     let mut timer = pin!(sleep(Duration::ZERO));
@@ -159,6 +162,11 @@ struct Station<W: Wire> {
     admission: Admission,
     notices: Notices,
     subscriptions: Subscriptions,
+    /// What neighbours are told, if they are.
+    bulletin: Option<Bulletin>,
+    overview: Arc<Overview>,
+    /// The last status is on its way.
+    said_goodbye: bool,
     outbox: Arc<Outbox<W::Requests>>,
     /// Memory of what was heard, for the next time.
     heard: Vec<Heard>,
@@ -207,7 +215,7 @@ struct Watch {
 }
 
 impl<W: Wire> Station<W> {
-    fn new(options: Options, admission: Admission) -> Self {
+    fn new(options: Options, admission: Admission, overview: Arc<Overview>) -> Self {
         admission.stats().mqtt.set(LinkState::Down);
         let files = Watched::new(options.files());
         Self {
@@ -215,6 +223,9 @@ impl<W: Wire> Station<W> {
             files,
             hurry: false,
             subscriptions: Subscriptions::new(&options.topics, options.qos),
+            bulletin: options.status.as_ref().map(|status| Bulletin::new(status.interval)),
+            overview,
+            said_goodbye: false,
             outbox: Arc::new(Outbox::new()),
             heard: Vec::new(),
             accept_every_release: options.qos == Qos::ExactlyOnce,
@@ -246,6 +257,10 @@ impl<W: Wire> Station<W> {
             delay,
             packet_bytes_max: packet_bytes_max(self.admission.event_bytes_max()),
             accept_every_release: self.accept_every_release,
+            will: self.options.status.as_ref().map(|status| {
+                let will = self.overview.brief().down();
+                (status.topic.clone(), will.json())
+            }),
         };
         connection::<W>(Arc::clone(&self.options), setup, Arc::clone(&self.outbox))
     }
@@ -266,6 +281,7 @@ impl<W: Wire> Station<W> {
                 Heard::Released(pkid) => self.book.release(pkid),
                 Heard::Connected { session } => self.connect(session),
                 Heard::Granted(granted) => self.granted(granted),
+                Heard::Published(answer) => self.published(answer),
             }
         }
         self.heard = all;
@@ -281,6 +297,9 @@ impl<W: Wire> Station<W> {
             self.book.start_anew();
         }
         self.subscriptions.connected(session, now);
+        if let Some(bulletin) = &mut self.bulletin {
+            bulletin.connected(now);
+        }
         if self.stats().mqtt.set(LinkState::Up) {
             let Options { host, port, client_id, .. } = &*self.options;
             info!(host, port, client_id, session, "MQTT link up");
@@ -359,8 +378,11 @@ impl<W: Wire> Station<W> {
         self.requests = None;
         self.connected = None;
         self.skipping = false;
-        self.leave_by = None;
+        let is_left = self.leave_by.take().is_some();
         self.subscriptions.disconnected();
+        if let Some(bulletin) = &mut self.bulletin {
+            bulletin.disconnected(is_left);
+        }
         let lost = self.book.lose();
         self.stats().mqtt_acks_dropped.add(lost);
     }
@@ -375,6 +397,17 @@ impl<W: Wire> Station<W> {
                     warn!(filter, ?granted, wanted = ?self.options.qos, "MQTT subscription granted with less");
                 }
             }
+        }
+    }
+
+    fn published(&mut self, answer: Result<(), String>) {
+        let Some(bulletin) = &mut self.bulletin else { return };
+        if let Some(reason) = bulletin.answered(answer, Instant::now()) {
+            let topic = self.options.status.as_ref().map(|status| status.topic.as_str());
+            warn!(
+                topic,
+                reason, "the MQTT broker does not take the agent's status; look at mqtt.status_topic"
+            );
         }
     }
 
@@ -420,6 +453,9 @@ impl<W: Wire> Station<W> {
 
     /// Whether the publish became an event of the load; if not it is answered in its turn.
     fn admit(&mut self, publish: &Publish) -> bool {
+        if self.options.is_status(&publish.topic) {
+            return false;
+        }
         let bytes_max = self.admission.event_bytes_max();
         // An encoded event is never larger in text than this: base64 grows by a third, names are bounded. Looking
         // first keeps a huge publish from being copied only to be refused.
@@ -526,16 +562,31 @@ impl<W: Wire> Station<W> {
         {
             self.subscriptions.postpone(now);
         }
+        // Order: events' acknowledgements first; the status finds room or waits for its next turn.
         while let Some(mark) = self.book.next_answer() {
             if !requests.answer(mark.pkid, mark.twice) {
                 return;
             }
             self.book.hand_over();
         }
+        if let (Some(bulletin), Some(status)) = (&mut self.bulletin, &self.options.status)
+            && let Some(brief) = bulletin.take_due(now, || self.overview.brief())
+            && !requests.publish(&status.topic, brief.json())
+        {
+            bulletin.postpone(now);
+        }
         // Order: goodbye only after the last answer, and never by closing the socket ourselves: with publishes unread
         // in it that would be a reset, which takes answers away that the broker has not read yet.
         let leave = self.skipping || (self.stop_by.is_some() && self.batch.is_empty());
-        if leave && self.leave_by.is_none() && self.book.len() == 0 && requests.disconnect() {
+        if !leave || self.leave_by.is_some() || self.book.len() > 0 {
+            return;
+        }
+        if let Some(status) =
+            self.options.status.as_ref().filter(|_| self.stop_by.is_some() && !self.said_goodbye)
+        {
+            self.said_goodbye = requests.publish(&status.topic, self.overview.brief().stopped().json());
+        }
+        if requests.disconnect() {
             debug!("leaving, so that the broker delivers what was left with it");
             self.leave_by = Some(now + LEAVE_GRACE);
         }
@@ -602,7 +653,9 @@ impl<W: Wire> Station<W> {
     fn wake_at(&self, appending: bool, now: Instant) -> Option<Instant> {
         let due = if appending { None } else { self.due_at(now) };
         let watch = self.connected.map(|_| self.watch.until);
-        let times = [due, self.subscriptions.due_at(), self.stop_by, self.leave_by, watch, self.look_at];
+        let status = self.bulletin.as_ref().and_then(Bulletin::due_at);
+        let times =
+            [due, status, self.subscriptions.due_at(), self.stop_by, self.leave_by, watch, self.look_at];
         times.into_iter().flatten().min()
     }
 

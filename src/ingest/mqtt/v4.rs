@@ -3,25 +3,29 @@
 use bytes::Bytes;
 use rumqttc::mqttbytes::Error as PacketError;
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet,
-    Publish, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, Outgoing,
+    Packet, PubAck, Publish, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
 };
 
 use super::adapter::adapter;
-use super::link::{self, CONNECT_TIMEOUT, Failure, FailureKind, Heard, REQUESTS_MAX, Requests, Wire};
+use super::link::{
+    self, CONNECT_TIMEOUT, Failure, FailureKind, Heard, IN_FLIGHT_MAX, REQUESTS_MAX, Requests, Setup, Wire,
+};
 use super::subscriptions::Granted;
 use super::{Access, Login, Options, Qos, hint};
 
 adapter!();
 
-fn connect(options: &Options, access: Access, packet_bytes_max: usize) -> (AsyncClient, EventLoop) {
+fn connect(options: &Options, access: Access, setup: &Setup) -> (AsyncClient, EventLoop) {
     let mut mqtt = MqttOptions::new(&options.client_id, &options.host, options.port);
     mqtt.set_clean_session(false)
         .set_keep_alive(options.keep_alive)
         .set_manual_acks(true)
-        // Nothing is published; each place in flight costs memory.
-        .set_inflight(1)
-        .set_max_packet_size(packet_bytes_max, packet_bytes_max);
+        .set_inflight(IN_FLIGHT_MAX)
+        .set_max_packet_size(setup.packet_bytes_max, setup.packet_bytes_max);
+    if let Some((topic, payload)) = &setup.will {
+        mqtt.set_last_will(LastWill::new(topic, payload.clone(), QoS::AtLeastOnce, true));
+    }
     if let Some(Login { username, password }) = access.login {
         mqtt.set_credentials(username, password.reveal());
     }
@@ -49,6 +53,11 @@ fn granted(code: SubscribeReasonCode) -> Granted {
         SubscribeReasonCode::Success(qos) => Ok(quality(qos)),
         SubscribeReasonCode::Failure => Err("refused without a reason (MQTT 3.1.1 has none)".into()),
     }
+}
+
+/// MQTT 3.1.1 cannot refuse.
+fn published(_: &PubAck) -> Result<(), String> {
+    Ok(())
 }
 
 fn failure(error: &ConnectionError) -> Failure {

@@ -2,15 +2,17 @@
 
 use bytes::Bytes;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter, Packet, Publish, RetainForwardRule,
-    SubscribeReasonCode,
+    ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter, LastWill, Packet, PubAck,
+    PubAckReason, Publish, RetainForwardRule, SubscribeReasonCode,
 };
 use rumqttc::v5::mqttbytes::{Error as PacketError, QoS};
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
 use rumqttc::{NetworkOptions, Outgoing};
 
 use super::adapter::adapter;
-use super::link::{self, CONNECT_TIMEOUT, Failure, FailureKind, Heard, REQUESTS_MAX, Requests, Wire};
+use super::link::{
+    self, CONNECT_TIMEOUT, Failure, FailureKind, Heard, IN_FLIGHT_MAX, REQUESTS_MAX, Requests, Setup, Wire,
+};
 use super::subscriptions::Granted;
 use super::{Access, Login, Options, Qos, hint};
 
@@ -19,7 +21,7 @@ const SESSION_NEVER_EXPIRES: u32 = u32::MAX;
 
 adapter!();
 
-fn connect(options: &Options, access: Access, packet_bytes_max: usize) -> (AsyncClient, EventLoop) {
+fn connect(options: &Options, access: Access, setup: &Setup) -> (AsyncClient, EventLoop) {
     let mut network = NetworkOptions::new();
     // Nagle's algorithm: the client writes each answer by itself, the kernel sends those of one load together.
     network.set_tcp_nodelay(false);
@@ -27,16 +29,18 @@ fn connect(options: &Options, access: Access, packet_bytes_max: usize) -> (Async
     properties.session_expiry_interval = Some(SESSION_NEVER_EXPIRES);
     properties.receive_maximum = Some(options.receive_maximum);
     // The broker drops what is larger instead of sending it for ever.
-    properties.max_packet_size = Some(u32::try_from(packet_bytes_max).unwrap_or(u32::MAX));
+    properties.max_packet_size = Some(u32::try_from(setup.packet_bytes_max).unwrap_or(u32::MAX));
     let mut mqtt = MqttOptions::new(&options.client_id, &options.host, options.port);
     mqtt.set_clean_start(false)
         .set_keep_alive(options.keep_alive)
         .set_manual_acks(true)
-        // Nothing is published; each place in flight costs memory.
-        .set_outgoing_inflight_upper_limit(1)
+        .set_outgoing_inflight_upper_limit(IN_FLIGHT_MAX)
         .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
         .set_network_options(network)
         .set_connect_properties(properties);
+    if let Some((topic, payload)) = &setup.will {
+        mqtt.set_last_will(LastWill::new(topic, payload.clone(), QoS::AtLeastOnce, true, None));
+    }
     if let Some(Login { username, password }) = access.login {
         mqtt.set_credentials(username, password.reveal());
     }
@@ -61,6 +65,13 @@ fn filter(text: String, qos: QoS) -> Filter {
 fn granted(code: SubscribeReasonCode) -> Granted {
     match code {
         SubscribeReasonCode::Success(qos) => Ok(quality(qos)),
+        reason => Err(format!("{reason:?}")),
+    }
+}
+
+fn published(puback: &PubAck) -> Result<(), String> {
+    match puback.reason {
+        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
         reason => Err(format!("{reason:?}")),
     }
 }

@@ -268,6 +268,7 @@ impl Sink {
 
     fn say_down(&mut self, error: &RedisError) {
         self.stats.redis.set(LinkState::Down);
+        self.stats.redis.failed(&error.to_string());
         let news = if error.is_denied() { Said::Denied } else { Said::Down };
         let dropped = self.dropped();
         if self.said == news {

@@ -10,6 +10,7 @@ mod full;
 mod limits;
 mod login;
 mod session;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

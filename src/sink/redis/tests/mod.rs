@@ -213,6 +213,8 @@ async fn a_server_that_accepts_and_never_answers_costs_the_time_out_and_its_ping
         peer.expect("PING").await;
         peer.expect_end().await;
         sink.link(LinkState::Down).await;
+        let failure = sink.stats.redis.failure();
+        assert!(failure.is_some_and(|failure| !failure.what.is_empty()));
         let _up = server.accept_up().await;
         sink.link(LinkState::Up).await;
     })
