@@ -73,7 +73,6 @@ contract!(
     entries_come_in_the_order_of_their_keys,
     an_empty_store_has_nothing,
     a_scan_ends_where_it_is_told,
-    the_floor_is_the_greatest_key_at_or_below,
     a_removed_key_is_gone,
     a_second_put_replaces,
     what_was_synced_is_found_in_the_file,
@@ -167,7 +166,6 @@ fn entries_come_in_the_order_of_their_keys<M: Medium>(medium: &M) {
 fn an_empty_store_has_nothing<M: Medium>(medium: &M) {
     let store = medium.shelf().create(Seq(1)).unwrap();
     assert!(keys(&store).is_empty());
-    assert_eq!(store.floor(&[0xff; 20]), Ok(None));
 }
 
 fn a_scan_ends_where_it_is_told<M: Medium>(medium: &M) {
@@ -181,23 +179,12 @@ fn a_scan_ends_where_it_is_told<M: Medium>(medium: &M) {
     assert_eq!((visited, seen), (Ok(()), 2));
 }
 
-fn the_floor_is_the_greatest_key_at_or_below<M: Medium>(medium: &M) {
-    let mut store = medium.shelf().create(Seq(1)).unwrap();
-    fill(&mut store, &[b"b", b"b\0", b"d"]);
-    for (key, wanted) in
-        [("a", None), ("b", Some("b")), ("b\0", Some("b\0")), ("c", Some("b\0")), ("z", Some("d"))]
-    {
-        assert_eq!(store.floor(key.as_bytes()), Ok(wanted.map(|key| key.as_bytes().to_vec())), "{key}");
-    }
-}
-
 fn a_removed_key_is_gone<M: Medium>(medium: &M) {
     let mut store = medium.shelf().create(Seq(1)).unwrap();
     fill(&mut store, &[b"a", b"b", b"c"]);
     store.remove(b"b").unwrap();
     store.remove(b"not there").unwrap();
     assert_eq!(keys(&store), [b"a", b"c"]);
-    assert_eq!(store.floor(b"b"), Ok(Some(b"a".to_vec())));
     store.sync().unwrap();
     assert_eq!(keys(&store), [b"a", b"c"]);
 }

@@ -491,11 +491,6 @@ impl Store for MemoryStore {
         self.with(|medium| medium.write((key.to_vec(), None)))
     }
 
-    fn floor(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let range = (Bound::Unbounded, Bound::Included(key));
-        self.with(|medium| medium.now.range::<[u8], _>(range).next_back().map(|(key, _)| key.clone()))
-    }
-
     fn scan(&self, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         let range = (Bound::Included(from), Bound::Unbounded);
         self.with(|medium| {

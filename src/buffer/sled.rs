@@ -299,12 +299,6 @@ impl Store for SledStore {
         self.note_written(REMOVAL_BYTES)
     }
 
-    fn floor(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let above = [key, &[0]].concat();
-        let found = self.read(|| self.db()?.get_lt(&above))?;
-        Ok(found.map(|(key, _)| key.to_vec()))
-    }
-
     fn scan(&self, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         self.read(|| {
             for entry in self.db()?.range(from..) {

@@ -66,12 +66,6 @@ pub trait Store: Send + Debug {
     /// As [`Store::put`].
     fn remove(&mut self, key: &[u8]) -> Result<(), StoreError>;
 
-    /// The greatest key at or below `key`.
-    ///
-    /// # Errors
-    /// As [`Store::put`].
-    fn floor(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
-
     /// Shows every entry from `from` on, in order, until `visit` breaks.
     ///
     /// # Errors

@@ -109,6 +109,25 @@ async fn what_was_appended_is_there_after_a_restart_in_order() {
 }
 
 #[tokio::test]
+async fn reading_begins_anywhere_in_a_block() {
+    let dir = tempfile::tempdir().unwrap();
+    let (buffer, thread) = open(&options(dir.path()));
+    // The first is a block of its own, in several pieces; the others are some hundred to a block.
+    buffer.append(batch(1, 1, &noise(1, 20_000)), LONG).await.unwrap();
+    buffer.append(batch(2, 2_000, "1"), LONG).await.unwrap();
+    let mut blocks = std::collections::BTreeSet::new();
+    for after in 0..2_001 {
+        let run = buffer.read(Seq(after), 1, Run::default()).await.unwrap();
+        let ids: Vec<String> =
+            run.events().map(|(_, _, event)| event.id.text(&mut [0; 36]).to_owned()).collect();
+        assert_eq!(ids.first(), Some(&(after + 1).to_string()));
+        blocks.insert(run.end());
+    }
+    assert!((4..40).contains(&blocks.len()), "{blocks:?}");
+    close(buffer, thread).await;
+}
+
+#[tokio::test]
 async fn space_comes_back_behind_the_cursor() {
     let dir = tempfile::tempdir().unwrap();
     let (buffer, thread) = open(&options(dir.path()));

@@ -38,7 +38,8 @@ pub struct Status {
     pub kafka: Kafka,
     /// Pings.
     pub redis: Redis,
-    /// The command of a long outage.
+    /// The command of a long outage; an older agent has none.
+    #[serde(default)]
     pub uplink: Uplink,
     /// The page and what belongs to it.
     pub http: LinkStatus,
@@ -160,7 +161,7 @@ pub struct Redis {
 }
 
 /// What was done about long outages.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Uplink {
     /// Times that `uplink.command` was started.
     pub commands: u64,

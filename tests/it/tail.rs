@@ -289,8 +289,9 @@ fn pings_are_heard_and_a_loss_is_told_once() {
     let agent = agent_with_redis(redis.address(), &site);
     let mut tail = Tail::start(&agent, &["--from", "redis", "--json"]);
     let heard = |number: u64| {
+        let before = tail.shown().len();
+        // Sent again: what comes before the subscription is heard by nobody.
         eventually("a ping is heard", USUAL, || {
-            let before = tail.shown().len();
             send(&agent, &source, number..number + 1);
             (tail.shown().len() > before).then_some(())
         });

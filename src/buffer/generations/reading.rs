@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::keys::key_seq;
-use super::{Generations, Index, Newest};
+use super::{BLOCK_EVENTS_MAX, Generations, Index, Newest};
 use crate::buffer::block::{Assembly, Block, BlockError, Kind, Origin};
 use crate::buffer::ledger::Reason;
 use crate::buffer::run::Run;
@@ -322,12 +322,33 @@ impl Reading {
 }
 
 impl<S: Store> Newest<S> {
+    /// Where the block begins that `wanted` is in: the greatest first position at or below it; without one, `wanted`.
+    ///
+    /// Looked for forwards, from further and further below: most reads go on where a block begins, so the first look
+    /// finds it; and sled's way backwards puts 1 MiB of one constant into the program (docs/footprint.md).
+    fn block_at(&self, wanted: Seq) -> Result<Seq, StoreError> {
+        for below in [0, 1 << 4, 1 << 8, 1 << 12, u64::from(BLOCK_EVENTS_MAX)] {
+            let from = Seq(wanted.0.saturating_sub(below));
+            let mut found = None;
+            self.store.scan(&from.0.to_be_bytes(), &mut |key, _| match key_seq(key) {
+                Some(first) if first <= wanted => {
+                    found = Some(first);
+                    if first < wanted { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                }
+                _ => ControlFlow::Break(()),
+            })?;
+            if let Some(first) = found {
+                return Ok(first);
+            }
+        }
+        Ok(wanted)
+    }
+
     /// Reads blocks into `run`, from where it ends on, up to `end`. Answers the holes: ranges of positions that could
     /// not be served, first and last.
     fn read_blocks(&self, end: Seq, bytes_max: usize, run: &mut Run) -> Result<Vec<(Seq, Seq)>, StoreError> {
         let wanted = run.end().next();
-        let from = self.store.floor(&wanted.0.to_be_bytes())?;
-        let from = from.as_deref().and_then(key_seq).unwrap_or(wanted);
+        let from = self.block_at(wanted)?;
         let mut holes = Vec::new();
         let mut assembly = Assembly::default();
         let mut is_cut = false;
