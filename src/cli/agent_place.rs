@@ -13,6 +13,9 @@ pub(super) struct PlaceArg {
     /// The agent's HTTP interface, http://HOST:PORT [default: http.listen of the configuration, on this machine]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    /// Certificates of who signed that of an https:// --url, PEM, beside those that the system trusts
+    #[arg(long, value_name = "FILE", requires = "url")]
+    ca_file: Option<PathBuf>,
     /// File that holds the token of the agent at --url
     #[arg(long, value_name = "FILE", requires = "url")]
     token_file: Option<PathBuf>,
@@ -37,7 +40,7 @@ impl PlaceArg {
     pub(super) fn find(&self, config: &ConfigArg) -> Result<Place, Nowhere> {
         if let Some(url) = &self.url {
             let token = self.token_file.clone().map(Password::File);
-            return Place::at(url, token)
+            return Place::at(url, self.ca_file.clone(), token)
                 .map_err(|problem| Nowhere::Usage(format!("--url {url}: {problem}")));
         }
         let config = config.load().map_err(|errors| Nowhere::Invalid(super::load::refuse(&errors)))?.config;

@@ -485,6 +485,8 @@ stream_payload_queue = "64 KiB"
 
 [http]
 listen = "0.0.0.0:1"
+cert_file = "agent.pem"
+key_file = "agent.key"
 token_file = "redis-secret"
 max_connections = 100
 recent_events = 5
@@ -646,6 +648,8 @@ fn a_full_file_sets_everything() {
     );
     let http = config.http.unwrap();
     assert_eq!((http.listen.to_string().as_str(), http.connections_max), ("0.0.0.0:1", 100));
+    let files = http.tls.map(|tls| tls.paths().map(|path| path.file_name().unwrap().to_owned()).collect());
+    assert_eq!(files, Some(vec!["agent.pem".into(), "agent.key".into()]));
     assert_eq!(http.token.unwrap().read().unwrap().reveal(), "re-hush");
     assert_eq!((http.recent.events_max, http.recent.bytes_max), (5, 1 << 20));
     assert_eq!(http.ready_age_max, Duration::from_secs(5));
@@ -938,6 +942,14 @@ const BAD_VALUES: &[(&str, &str)] = &[
     (
         "[http]\nlisten = \"0.0.0.0:9480\"",
         "fieldpost.toml:2: http.listen = \"0.0.0.0:9480\": is beyond loopback and needs http.token_file (or the variable FIELDPOST_HTTP__TOKEN)",
+    ),
+    (
+        "[http]\nlisten = \"127.0.0.1:1\"\ncert_file = \"/etc/hostname\"",
+        "fieldpost.toml:3: http.cert_file = \"/etc/hostname\": needs http.key_file",
+    ),
+    (
+        "[http]\ncert_file = \"/etc/hostname\"\nkey_file = \"/etc/hostname\"",
+        "fieldpost.toml:2: http.cert_file = \"/etc/hostname\": needs http.listen",
     ),
     (
         "[redis]\nchannel = \"events:{id}\"",
@@ -1268,6 +1280,8 @@ stream_payload_queue = "1 MiB"               # default
 
 [http]
 # listen is not set: HTTP is off
+# cert_file is not set: no TLS
+# key_file is not set: no TLS
 # token_file is not set: requests need none, which is for loopback alone
 max_connections = 64                         # default
 recent_events = 10000                        # default

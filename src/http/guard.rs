@@ -82,6 +82,7 @@ mod tests {
     fn options(listen: &str, token: Option<&str>) -> Options {
         Options {
             listen: listen.parse().unwrap(),
+            tls: None,
             token: token.map(|token| Password::Given(Secret::new(token))),
             connections_max: 16,
             recent: RecentLimits { bytes_max: 1, events_max: 1 },

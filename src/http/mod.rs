@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use crate::buffer::RecentLimits;
 use crate::secret::Password;
+use crate::tls;
 
 #[cfg(feature = "http")]
 pub use server::{HttpThread, Sources, start};
@@ -50,6 +51,8 @@ pub const CONNECTIONS_SPARE: usize = 8;
 pub struct Options {
     /// Address and port.
     pub listen: SocketAddr,
+    /// Its certificate and key; none: it speaks no TLS.
+    pub tls: Option<tls::Options>,
     /// What a request must bring, if anything.
     pub token: Option<Password>,
     /// Most connections; of these [`CONNECTIONS_SPARE`] are never streams.

@@ -14,6 +14,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -30,6 +31,7 @@ use crate::buffer::view::Place;
 use crate::log::Limited;
 use crate::stats::LinkState;
 use crate::status::Overview;
+use crate::tls;
 
 /// A request's headers with its first line; a browser's have a tenth of it.
 const HEADER_BYTES_MAX: usize = 16 << 10;
@@ -37,6 +39,9 @@ const HEADERS_MAX: usize = 64;
 
 /// How long a connection may be silent before its next request is complete.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an answer may take to be made.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -128,27 +133,28 @@ async fn serve(shared: &Arc<Shared>) {
     }
 }
 
-/// Listens, as soon as the port is free.
+/// Listens, as soon as the port is free and TLS has what it needs.
 async fn bind(shared: &Shared) -> TcpListener {
     let (link, listen) = (&shared.overview.stats().http, shared.options.listen);
+    let tls = shared.options.tls.as_ref();
     let mut backoff = Backoff::new(BIND_BACKOFF.0, BIND_BACKOFF.1);
     loop {
-        match TcpListener::bind(listen).await {
-            Ok(listener) => {
+        let error = match (tls.map(tls::Options::acceptor).transpose(), TcpListener::bind(listen).await) {
+            (Ok(_), Ok(listener)) => {
                 link.set(LinkState::Up);
                 // With port 0 the system has chosen one.
                 let listen = listener.local_addr().unwrap_or(listen);
-                tracing::info!(%listen, "HTTP is served");
+                tracing::info!(tls = tls.is_some(), %listen, "HTTP is served");
                 return listener;
             }
-            Err(error) => {
-                link.failed(&format!("{listen}: {error}"));
-                if link.set(LinkState::Down) {
-                    tracing::warn!(%listen, %error, "HTTP cannot be served; look at http.listen. It is tried again, events are not concerned");
-                }
-                sleep(backoff.delay()).await;
-            }
+            (Err(error), _) => error.to_string(),
+            (_, Err(error)) => format!("{listen}: {error}"),
+        };
+        link.failed(&error);
+        if link.set(LinkState::Down) {
+            tracing::warn!(%listen, %error, "HTTP cannot be served; look at [http]. It is tried again, events are not concerned");
         }
+        sleep(backoff.delay()).await;
     }
 }
 
@@ -156,16 +162,19 @@ async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
     let router = router(Arc::clone(shared));
     let mut connections = JoinSet::new();
     let (mut backoff, log) = (Backoff::new(BIND_BACKOFF.0, BIND_BACKOFF.1), Limited::new(LOG_INTERVAL));
+    let tls_log = Arc::new(Limited::new(LOG_INTERVAL));
     loop {
         tokio::select! {
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) if connections.len() < shared.options.connections_max => {
                     backoff.reset();
-                    connections.spawn(connection(Arc::clone(shared), router.clone(), stream));
+                    connections.spawn(connection(Arc::clone(shared), router.clone(), stream, Arc::clone(&tls_log)));
                 }
                 Ok((stream, peer)) => {
-                    say_busy(&stream);
+                    if shared.options.tls.is_none() {
+                        say_busy(&stream);
+                    }
                     if let Some(suppressed) = log.allow() {
                         tracing::warn!(%peer, suppressed, "an HTTP connection is refused: http.max_connections");
                     }
@@ -202,8 +211,32 @@ async fn wake_streams(shared: &Shared) {
 }
 
 /// Serves one connection; how it ends is the peer's concern.
-async fn connection(shared: Arc<Shared>, router: Router, stream: TcpStream) {
-    let service = service_fn(|request| answer(&shared, &router, request));
+async fn connection(shared: Arc<Shared>, router: Router, tcp: TcpStream, log: Arc<Limited>) {
+    let Some(tls) = &shared.options.tls else { return serve_on(&shared, &router, tcp).await };
+    // Read for each connection, so that a renewed certificate counts at once.
+    let accepted = match tls.acceptor() {
+        Ok(acceptor) => timeout(HANDSHAKE_TIMEOUT, tls::accept(acceptor, tcp)).await,
+        Err(error) => {
+            shared.overview.stats().http.failed(&error.to_string());
+            if let Some(suppressed) = log.allow() {
+                tracing::warn!(%error, suppressed, "an HTTP connection is closed: http.cert_file and http.key_file cannot be used");
+            }
+            return;
+        }
+    };
+    match accepted {
+        Ok(Ok(stream)) => serve_on(&shared, &router, stream).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+        Err(_) => tracing::debug!("a TLS handshake took too long"),
+    }
+}
+
+async fn serve_on(
+    shared: &Shared,
+    router: &Router,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) {
+    let service = service_fn(|request| answer(shared, router, request));
     let io = TokioIo::new(Stall::new(stream, STALL_TIMEOUT));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -302,6 +302,7 @@ fn shared(dir: &std::path::Path, events_max: usize) -> Arc<Shared> {
     let recent = overview.buffer().keep_recent(RecentLimits { bytes_max: 1 << 20, events_max });
     let options = super::Options {
         listen: "127.0.0.1:0".parse().unwrap(),
+        tls: None,
         token: None,
         connections_max: super::CONNECTIONS_SPARE + 1,
         recent: RecentLimits { bytes_max: 1 << 20, events_max },

@@ -10,6 +10,10 @@ use super::{ABSENT, Options, TlsError};
 #[derive(Debug, Clone)]
 pub enum Connector {}
 
+/// Cannot be made.
+#[derive(Debug, Clone)]
+pub enum Acceptor {}
+
 /// Never made.
 pub type Stream = tokio::net::TcpStream;
 
@@ -20,6 +24,10 @@ pub(super) fn connector(_options: &Options) -> Result<Connector, TlsError> {
 /// The TLS library, by name and version.
 pub fn library_version() -> String {
     "no TLS".to_owned()
+}
+
+pub(super) fn acceptor(_options: &Options) -> Result<Acceptor, TlsError> {
+    Err(TlsError::Setup(ABSENT.to_owned()))
 }
 
 /// Fails: there is no TLS.
@@ -38,6 +46,16 @@ pub fn beside_system(_ca_file: Option<&Path>) -> Result<Connector, TlsError> {
 /// Cancel safe: yes.
 pub async fn connect(connector: Connector, _host: &str, _tcp: tokio::net::TcpStream) -> io::Result<Stream> {
     match connector {}
+}
+
+/// Never called: there is no acceptor.
+///
+/// # Errors
+/// None.
+///
+/// Cancel safe: yes.
+pub async fn accept(acceptor: Acceptor, _tcp: tokio::net::TcpStream) -> io::Result<Stream> {
+    match acceptor {}
 }
 
 pub(super) fn complaint(connector: &Connector, _host: &str, _stream: TcpStream) -> Option<String> {

@@ -1,4 +1,4 @@
-//! TLS to the services: what is trusted, who the agent is, and what to do when a handshake fails. `openssl` alone names
+//! TLS to the services, and of the agent's own HTTP: what is trusted, who the agent is, and what to do when a handshake fails. `openssl` alone names
 //! the TLS library; Kafka's client brings its own way to the same OpenSSL (`sink::kafka_security`). A build without the
 //! feature `tls` has `absent` in its place, and its configuration takes nothing that needs TLS.
 //!
@@ -21,7 +21,7 @@ use thiserror::Error;
 use crate::files::FileError;
 use crate::secret::Password;
 
-pub use library::{Connector, Stream, beside_system, connect, library_version};
+pub use library::{Acceptor, Connector, Stream, accept, beside_system, connect, library_version};
 
 /// Whether this build speaks TLS.
 pub const IS_BUILT_IN: bool = cfg!(feature = "tls");
@@ -61,6 +61,14 @@ impl Options {
     /// [`TlsError`] names the file.
     pub fn connector(&self) -> Result<Connector, TlsError> {
         library::connector(self)
+    }
+
+    /// Reads certificate and key and makes what connections are taken with, TLS 1.2 and newer.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file.
+    pub fn acceptor(&self) -> Result<Acceptor, TlsError> {
+        library::acceptor(self)
     }
 
     /// The files that are read.

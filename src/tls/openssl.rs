@@ -4,7 +4,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 
-use native_tls::{Certificate, HandshakeError, Identity};
+use native_tls::{Certificate, HandshakeError, Identity, Protocol};
 use openssl::asn1::Asn1Time;
 use openssl::pkey::{PKey, Private};
 use openssl::x509::X509;
@@ -15,6 +15,9 @@ use crate::files::{self, FileError};
 
 /// Makes TLS connections.
 pub use native_tls::TlsConnector as Connector;
+
+/// Takes TLS connections.
+pub use native_tls::TlsAcceptor as Acceptor;
 
 /// A connection.
 pub type Stream = tokio_native_tls::TlsStream<tokio::net::TcpStream>;
@@ -36,19 +39,32 @@ pub(super) fn connector(options: &Options) -> Result<Connector, TlsError> {
         }
     }
     if let (Some(cert_file), Some(key_file)) = (&options.cert_file, &options.key_file) {
-        let chain = files::read(cert_file, PEM_BYTES_MAX)?;
-        let key = key(options, key_file)?;
-        let first = X509::stack_from_pem(&chain).ok().and_then(|found| found.into_iter().next());
-        let first = first.ok_or_else(|| no_certificate(cert_file))?;
-        let public = first.public_key().map_err(|error| setup(&error))?;
-        if !key.public_eq(&public) {
-            let what = format!("is not the key of the certificate in {}", cert_file.display());
-            return Err(FileError::new(key_file, what).into());
-        }
-        let plain = key.private_key_to_pem_pkcs8().map(Zeroizing::new).map_err(|error| setup(&error))?;
-        builder.identity(Identity::from_pkcs8(&chain, &plain).map_err(|error| setup(&error))?);
+        builder.identity(identity(options, cert_file, key_file)?);
     }
     builder.build().map_err(|error| setup(&error))
+}
+
+pub(super) fn acceptor(options: &Options) -> Result<Acceptor, TlsError> {
+    let (Some(cert_file), Some(key_file)) = (&options.cert_file, &options.key_file) else {
+        return Err(TlsError::Setup("a server needs a certificate and its key".to_owned()));
+    };
+    let mut builder = Acceptor::builder(identity(options, cert_file, key_file)?);
+    builder.min_protocol_version(Some(Protocol::Tlsv12)).build().map_err(|error| setup(&error))
+}
+
+/// The certificate with its chain, and the key that belongs to it.
+fn identity(options: &Options, cert_file: &Path, key_file: &Path) -> Result<Identity, TlsError> {
+    let chain = files::read(cert_file, PEM_BYTES_MAX)?;
+    let key = key(options, key_file)?;
+    let first = X509::stack_from_pem(&chain).ok().and_then(|found| found.into_iter().next());
+    let first = first.ok_or_else(|| no_certificate(cert_file))?;
+    let public = first.public_key().map_err(|error| setup(&error))?;
+    if !key.public_eq(&public) {
+        let what = format!("is not the key of the certificate in {}", cert_file.display());
+        return Err(FileError::new(key_file, what).into());
+    }
+    let plain = key.private_key_to_pem_pkcs8().map(Zeroizing::new).map_err(|error| setup(&error))?;
+    Identity::from_pkcs8(&chain, &plain).map_err(|error| setup(&error))
 }
 
 /// Trusts what the system trusts, and the authorities in the file besides.
@@ -104,6 +120,17 @@ fn setup(error: &dyn std::error::Error) -> TlsError {
 pub async fn connect(connector: Connector, host: &str, tcp: tokio::net::TcpStream) -> io::Result<Stream> {
     let connected = tokio_native_tls::TlsConnector::from(connector).connect(host, tcp).await;
     connected.map_err(io::Error::other)
+}
+
+/// Shakes hands with a client over `tcp`.
+///
+/// # Errors
+/// What OpenSSL says of it.
+///
+/// Cancel safe: no, the connection is closed when it is dropped.
+pub async fn accept(acceptor: Acceptor, tcp: tokio::net::TcpStream) -> io::Result<Stream> {
+    let accepted = tokio_native_tls::TlsAcceptor::from(acceptor).accept(tcp).await;
+    accepted.map_err(io::Error::other)
 }
 
 /// What goes wrong in a handshake and right behind it; `None`: nothing in time.

@@ -80,6 +80,8 @@ fn of_two_agents_that_start_at_once_one_gets_the_directory() {
         assert_eq!(winner.stop().code(), Some(0));
     }
     one.begin();
+    // Before, a signal to stop would just end it.
+    one.wait_ready();
     let verdict = tally.verdict(&acked);
     report(test, rounds, &verdict, "");
     verdict.assert_sound_and_in_order();

@@ -259,6 +259,7 @@ fn what_is_not_configured_or_not_there_is_told() {
         (&["tail", "--from", "redis", "--source-type", "x"], 64, "--channel"),
         (&["tail", "--offset", "5"], 64, "--offset goes with --from kafka"),
         (&["tail", "--from", "kafka"], 75, "are the brokers running"),
+        (&["tail", "--from", "kafka", "--timeout", "500ms"], 75, "no connection within --timeout"),
     ] {
         let output = agent.command(words).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);

@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_gap_is_told_once_and_the_position_goes_on() {
-        let mut agent = Agent::new(Place::at("http://127.0.0.1:1", None).unwrap(), Some("1-5".into()));
+        let mut agent = Agent::new(Place::at("http://127.0.0.1:1", None, None).unwrap(), Some("1-5".into()));
         let word = agent.understood("gap", None, r#"{"after":"1-5","to":"1-9","why":"Kafka has these"}"#);
         assert!(
             matches!(word, Some(Word::Gap(what)) if what == "gap: not all between 1-5 and 1-9 is there any more: Kafka has these")

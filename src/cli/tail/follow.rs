@@ -34,6 +34,8 @@ struct Tally {
     gaps: u64,
     /// Since when the connection is away.
     lost_at: Option<Instant>,
+    /// There was a connection.
+    was_there: bool,
 }
 
 /// How it ended.
@@ -78,6 +80,9 @@ impl Follow {
                 say(&self.tally.words());
                 ExitCode::SUCCESS
             }
+            End::TimedOut if !self.tally.was_there => {
+                super::refuse(source.code(), &format!("{name}: no connection within --timeout"))
+            }
             End::TimedOut => {
                 say(&self.tally.words());
                 if self.count_max.is_some() { exit::TEMPORARY.into() } else { ExitCode::SUCCESS }
@@ -89,19 +94,18 @@ impl Follow {
     async fn follow(&mut self, source: &mut impl Source) -> End {
         let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
         let mut words = Vec::new();
-        let mut was_there = false;
         loop {
             words.clear();
             let problem = match source.open(&mut words).await {
                 Ok(()) => {
-                    was_there = true;
+                    self.tally.was_there = true;
                     self.tally.back();
                     match self.show_all(source, &mut words, &mut backoff).await {
                         Ok(end) => return end,
                         Err(problem) => problem,
                     }
                 }
-                Err(Problem::Lost(why)) if !was_there => return End::Refused(source.code(), why),
+                Err(Problem::Lost(why)) if !self.tally.was_there => return End::Refused(source.code(), why),
                 Err(problem) => problem,
             };
             match problem {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::super::reader::{Key, Reader};
-use super::{KIB, MIB, mins, secs, size};
+use super::{KIB, MIB, mins, secs, security, size};
 use crate::buffer::RecentLimits;
 use crate::http::{self, CONNECTIONS_SPARE};
 
@@ -24,6 +24,7 @@ pub(super) fn http(r: &mut Reader) -> Option<http::Options> {
         ("HTTP is off", "127.0.0.1:9480"),
         |text| text.parse::<SocketAddr>().map_err(|_| "not an IP address and a port, such as 127.0.0.1:9480".to_owned()),
     );
+    let tls = security::own_tls(r, listen.is_some());
     let token = r.secret_or(
         "http.token",
         Key {
@@ -68,6 +69,7 @@ pub(super) fn http(r: &mut Reader) -> Option<http::Options> {
     );
     Some(http::Options {
         listen: listen?,
+        tls,
         token,
         connections_max: size(connections_max),
         recent,

@@ -117,6 +117,42 @@ pub(super) fn tls_files(r: &mut Reader, keys: &TlsKeys, is_on: bool) -> Option<t
     is_on.then_some(tls::Options { ca_file, cert_file, key_file, key_password })
 }
 
+/// The certificate that the agent's own HTTP shows; `None`: it speaks no TLS.
+pub(super) fn own_tls(r: &mut Reader, is_served: bool) -> Option<tls::Options> {
+    let cert_file = r.file(
+        Key {
+            name: "http.cert_file",
+            meaning: "Certificate that the agent shows, with its chain, PEM: then it speaks TLS and nothing else. Read at each \
+                      connection.",
+            delivery: "",
+        },
+        ("no TLS", "http.pem"),
+    );
+    let key_file = r.file(
+        Key {
+            name: "http.key_file",
+            meaning: "Private key of `cert_file`, PEM, not encrypted. Read at each connection.",
+            delivery: "",
+        },
+        ("no TLS", "http.key"),
+    );
+    built_in(r, cert_file.is_some(), "http.cert_file");
+    for (name, file, needed, other) in [
+        ("http.cert_file", &cert_file, "http.key_file", &key_file),
+        ("http.key_file", &key_file, "http.cert_file", &cert_file),
+    ] {
+        r.relation(file.is_none() || other.is_some(), name, &[needed], format!("needs {needed}"));
+    }
+    r.relation(
+        cert_file.is_none() || is_served,
+        "http.cert_file",
+        &["http.listen"],
+        "needs http.listen".to_owned(),
+    );
+    let tls = tls::Options { cert_file, key_file, ..tls::Options::default() };
+    tls.cert_file.is_some().then_some(tls)
+}
+
 /// Refuses the value of `key` in a build without TLS if it is one that needs it.
 pub(super) fn built_in(r: &mut Reader, is_needed: bool, key: &'static str) {
     r.relation(!is_needed || tls::IS_BUILT_IN, key, &[], tls::ABSENT.to_owned());

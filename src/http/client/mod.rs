@@ -11,6 +11,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ pub struct Place {
     port: u16,
     /// Before each path, without a slash at its end: for an interface behind a proxy.
     prefix: String,
+    /// Trusted beside what the system trusts.
+    ca_file: Option<PathBuf>,
     token: Option<Password>,
 }
 
@@ -119,8 +122,13 @@ impl Place {
     /// The interface of an agent with this configuration, on this machine.
     ///
     /// # Errors
-    /// In words: nobody can know the port.
+    /// In words: nobody can know the port, or the name in the certificate.
     pub fn of(options: &Options) -> Result<Self, String> {
+        if options.tls.is_some() {
+            return Err("http.cert_file is set, and nobody but you knows for which name: --url https://NAME:PORT, with \
+                        --ca-file where the system does not trust who signed it"
+                .to_owned());
+        }
         if options.listen.port() == 0 {
             return Err(
                 "http.listen has port 0, which is another one at each start: name it by --url".to_owned()
@@ -132,14 +140,15 @@ impl Place {
             _ => Ipv6Addr::LOCALHOST.to_string(),
         };
         let (port, token) = (options.listen.port(), options.token.clone());
-        Ok(Self { is_tls: false, host, port, prefix: String::new(), token })
+        Ok(Self { is_tls: false, host, port, prefix: String::new(), ca_file: None, token })
     }
 
-    /// The interface at `url`: `http://host:port`, or `https://…` and a path before all others for one behind a proxy.
+    /// The interface at `url`: `http://host:port` or `https://…`, with a path before all others for one behind a proxy. The
+    /// authorities in `ca_file` are trusted beside the system's.
     ///
     /// # Errors
     /// In words: what is wrong with the address.
-    pub fn at(url: &str, token: Option<Password>) -> Result<Self, String> {
+    pub fn at(url: &str, ca_file: Option<PathBuf>, token: Option<Password>) -> Result<Self, String> {
         const FORM: &str = "an agent's address is http://HOST:PORT";
         let uri: Uri = url.parse().map_err(|error| format!("{error}: {FORM}"))?;
         let is_tls = match uri.scheme_str() {
@@ -158,6 +167,7 @@ impl Place {
             host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
             port: uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 }),
             prefix: uri.path().trim_end_matches('/').to_owned(),
+            ca_file,
             token,
         })
     }
@@ -201,7 +211,7 @@ impl Place {
             return self.ask_on(tcp, path, accept, last).await;
         }
         let no_tls = |error: &dyn fmt::Display| ClientError::Tls(format!("{self}: {error}"));
-        let connector = tls::beside_system(None).map_err(|error| no_tls(&error))?;
+        let connector = tls::beside_system(self.ca_file.as_deref()).map_err(|error| no_tls(&error))?;
         let stream = tls::connect(connector, &self.host, tcp).await.map_err(|error| no_tls(&error))?;
         self.ask_on(stream, path, accept, last).await
     }
@@ -358,12 +368,12 @@ mod tests {
             ("http://[::1]:9480", "http://[::1]:9480"),
             ("http://proxy:8080/gw/17/", "http://proxy:8080/gw/17"),
         ] {
-            assert_eq!(Place::at(url, None).unwrap().to_string(), wanted);
+            assert_eq!(Place::at(url, None, None).unwrap().to_string(), wanted);
         }
         for url in
             ["", "gateway-17:9480", "ftp://a:1", "http://", "http://a:1?x=1", "http://u:p@a:1", "/status"]
         {
-            assert!(Place::at(url, None).is_err(), "{url}");
+            assert!(Place::at(url, None, None).is_err(), "{url}");
         }
     }
 
@@ -378,6 +388,7 @@ mod tests {
         ] {
             let options = Options {
                 listen: listen.parse().unwrap(),
+                tls: None,
                 token: None,
                 connections_max: 16,
                 recent: RecentLimits { bytes_max: 1, events_max: 1 },

@@ -1,6 +1,7 @@
 //! TLS, mutual TLS, logins and rights against real services: each works, and each that is wrong is explained, keeps the
 //! events, and works once its file was mended, without a hand on the agent.
 
+mod http;
 mod kafka;
 mod mqtt;
 mod pki;
