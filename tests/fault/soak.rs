@@ -66,6 +66,9 @@ fn disk_and_memory_stay_flat() {
             memory.push(agent.rss_kb());
         }
     }
+    // A producer sends what was refused again, behind events that were taken meanwhile: then the order is not the agent's. A
+    // busy machine can make an outage long enough for a full buffer.
+    let is_refused = producers.iter().any(|producer| !producer.refused().is_empty());
     let verdict = tally.verdict(&finish(producers));
     let ((disk_1, disk_2), (memory_1, memory_2)) = (halves(&disk), halves(&memory));
     let more = format!(
@@ -74,7 +77,11 @@ fn disk_and_memory_stay_flat() {
         peaks.iter().max().unwrap()
     );
     report(test, outages, &verdict, &more);
-    verdict.assert_sound_and_in_order();
+    if is_refused {
+        verdict.assert_sound();
+    } else {
+        verdict.assert_sound_and_in_order();
+    }
     assert!(disk_2 <= disk_1 + DISK_SLACK, "the disk grows: {disk:?}");
     assert!(memory_2 <= memory_1 + MEMORY_SLACK_KIB, "the memory grows: {memory:?}");
     assert_eq!(agent.stop().code(), Some(0));
