@@ -552,11 +552,14 @@ impl ClientContext for Callbacks {
         let is_first = !self.is_judged.swap(true, Ordering::Relaxed);
         // A link that is down from the start has not changed and is worth a line all the same.
         if self.stats.kafka.set(state) || (is_first && !is_up) {
+            let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
             if is_up {
+                trouble.clear();
                 tracing::info!("Kafka link up");
             } else {
-                let reason = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-                self.stats.kafka.failed(&reason);
+                // A broker that hangs, as a rule.
+                let reason = if trouble.is_empty() { "no broker answers" } else { &trouble };
+                self.stats.kafka.failed(reason);
                 tracing::warn!(%reason, "Kafka link down; events are kept in the buffer");
             }
         }
