@@ -1,7 +1,6 @@
 //! `fieldpost streams`: what Redis' streams hold, and whether those who read them keep up.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -179,8 +178,7 @@ impl Status {
 }
 
 fn refuse(code: u8, problem: &str) -> ExitCode {
-    // Whoever closed standard error does not want to know.
-    let _ = writeln!(std::io::stderr().lock(), "fieldpost streams status: {problem}");
+    text::say("fieldpost streams status", problem);
     code.into()
 }
 

@@ -1,5 +1,7 @@
 //! How the commands write times, ages, ranges and progress.
 
+use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -7,6 +9,12 @@ use jiff::Timestamp;
 
 pub(in crate::cli) use crate::event::rfc3339 as time;
 use crate::event::{Seq, Stamp};
+
+/// A line on standard error, beside what the command prints; `who` is the command.
+pub(in crate::cli) fn say(who: &str, text: impl Display) {
+    // Whoever closed standard error does not want to know.
+    let _ = writeln!(io::stderr().lock(), "{who}: {text}");
+}
 
 /// RFC 3339 to the second, for people.
 pub(in crate::cli) fn short_time(wall_us: i64) -> String {

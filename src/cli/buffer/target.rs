@@ -1,13 +1,13 @@
 //! Which buffer a command is about.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
 use crate::buffer::view::{Place, View, ViewError};
 use crate::buffer::{self, OpenError};
-use crate::cli::exit;
 use crate::cli::load::DataArgs;
+use crate::cli::{exit, text};
 use crate::config::Config;
 
 /// A buffer, and the configuration that counts for it.
@@ -103,9 +103,8 @@ pub(super) fn refuse_open(command: &str, error: &OpenError, otherwise: &str) -> 
 }
 
 /// One line on standard error.
-pub(super) fn say(command: &str, text: &str) {
-    // Whoever closed standard error does not want to know.
-    let _ = writeln!(io::stderr().lock(), "fieldpost buffer {command}: {text}");
+pub(super) fn say(command: &str, what: &str) {
+    text::say(&format!("fieldpost buffer {command}"), what);
 }
 
 #[cfg(test)]

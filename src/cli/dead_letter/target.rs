@@ -1,6 +1,6 @@
 //! Which store a command is about, and which letters.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -182,8 +182,7 @@ pub(super) fn place<'a>(head: &'a Head<'_>) -> Place<'a> {
 }
 
 fn say(command: &str, text: &str) {
-    // Whoever closed standard error does not want to know.
-    let _ = writeln!(io::stderr().lock(), "fieldpost dead-letter {command}: {text}");
+    text::say(&format!("fieldpost dead-letter {command}"), text);
 }
 
 #[cfg(test)]

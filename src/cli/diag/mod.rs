@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use self::parts::Scene;
-use crate::cli::exit;
 use crate::cli::load::{self, ConfigArg};
+use crate::cli::{exit, text};
 use crate::secret::{Password, Secret};
 use crate::system::Clock;
 
@@ -139,9 +139,8 @@ fn summary(written: &str, parts: &[Part]) -> String {
     )
 }
 
-fn say(text: &str) {
-    // Whoever closed standard error does not want to know.
-    let _ = writeln!(io::stderr().lock(), "fieldpost diag: {text}");
+fn say(what: &str) {
+    text::say("fieldpost diag", what);
 }
 
 #[cfg(test)]

@@ -11,15 +11,14 @@ mod output;
 mod pings;
 mod streams;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::cli::agent_place::{Nowhere, PlaceArg};
-use crate::cli::exit;
 use crate::cli::load::{self, ConfigArg};
+use crate::cli::{exit, text};
 use crate::config::{Config, units};
 use crate::ingest::route::Pattern;
 use crate::sink::kafka_reader::{From, Until};
@@ -333,8 +332,7 @@ fn refuse(code: u8, problem: &str) -> ExitCode {
 
 /// On standard error, beside the events.
 fn say(what: &str) {
-    // Whoever closed standard error does not want to know.
-    let _ = writeln!(std::io::stderr().lock(), "fieldpost tail: {what}");
+    text::say("fieldpost tail", what);
 }
 
 #[cfg(test)]

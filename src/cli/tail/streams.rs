@@ -201,16 +201,19 @@ fn missing(at: &str, stream: &Stream) -> Option<(Option<String>, String)> {
 
 /// Whether this is the id of an entry: `MILLISECONDS-NUMBER`, or the milliseconds alone.
 pub(super) fn is_id(text: &str) -> bool {
-    let (ms, number) = text.split_once('-').unwrap_or((text, "0"));
-    [ms, number]
-        .iter()
-        .all(|part| part.bytes().all(|byte| byte.is_ascii_digit()) && part.parse::<u64>().is_ok())
+    parts(text).is_some()
 }
 
-/// `MILLISECONDS-NUMBER` in its order.
+/// An id in the order of entries; Redis gives none that is anything else.
 fn order(id: &str) -> (u64, u64) {
+    parts(id).unwrap_or_default()
+}
+
+fn parts(id: &str) -> Option<(u64, u64)> {
     let (ms, number) = id.split_once('-').unwrap_or((id, "0"));
-    (ms.parse().unwrap_or(0), number.parse().unwrap_or(0))
+    // `parse` takes a sign, too.
+    let part = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?;
+    Some((part(ms)?, part(number)?))
 }
 
 impl Source for Streams {

@@ -4,7 +4,7 @@ mod frame;
 mod screen;
 mod spark;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use crate::cli::agent_place::{Nowhere, PlaceArg};
-use crate::cli::exit;
 use crate::cli::load::{self, ConfigArg};
+use crate::cli::{exit, text};
 use crate::config::units;
 use crate::error::Class;
 use crate::http::client::{ClientError, Place};
@@ -229,7 +229,6 @@ impl Ends {
 }
 
 fn refuse(code: u8, problem: &str) -> ExitCode {
-    // Whoever closed standard error does not want to know.
-    let _ = writeln!(std::io::stderr().lock(), "fieldpost top: {problem}");
+    text::say("fieldpost top", problem);
     code.into()
 }

@@ -96,18 +96,7 @@ pub(super) fn tls_files(r: &mut Reader, keys: &TlsKeys, is_on: bool) -> Option<t
     for (name, file) in [(keys.ca_file, &ca_file), (keys.cert_file, &cert_file), (keys.key_file, &key_file)] {
         r.relation(file.is_none() || is_on, name, &[], needs(keys.switch));
     }
-    r.relation(
-        cert_file.is_none() || key_file.is_some(),
-        keys.cert_file,
-        &[keys.key_file],
-        needs(keys.key_file),
-    );
-    r.relation(
-        key_file.is_none() || cert_file.is_some(),
-        keys.key_file,
-        &[keys.cert_file],
-        needs(keys.cert_file),
-    );
+    pair(r, (keys.cert_file, &cert_file), (keys.key_file, &key_file));
     r.relation(
         key_password.is_none() || key_file.is_some(),
         keys.key_password_file,
@@ -115,6 +104,17 @@ pub(super) fn tls_files(r: &mut Reader, keys: &TlsKeys, is_on: bool) -> Option<t
         needs(keys.key_file),
     );
     is_on.then_some(tls::Options { ca_file, cert_file, key_file, key_password })
+}
+
+/// A certificate and its key: neither is of use alone.
+fn pair(
+    r: &mut Reader,
+    (cert_name, cert): (&'static str, &Option<PathBuf>),
+    (key_name, key): (&'static str, &Option<PathBuf>),
+) {
+    for (name, file, needed, other) in [(cert_name, cert, key_name, key), (key_name, key, cert_name, cert)] {
+        r.relation(file.is_none() || other.is_some(), name, &[needed], format!("needs {needed}"));
+    }
 }
 
 /// The certificate that the agent's own HTTP shows; `None`: it speaks no TLS.
@@ -137,12 +137,7 @@ pub(super) fn own_tls(r: &mut Reader, is_served: bool) -> Option<tls::Options> {
         ("no TLS", "http.key"),
     );
     built_in(r, cert_file.is_some(), "http.cert_file");
-    for (name, file, needed, other) in [
-        ("http.cert_file", &cert_file, "http.key_file", &key_file),
-        ("http.key_file", &key_file, "http.cert_file", &cert_file),
-    ] {
-        r.relation(file.is_none() || other.is_some(), name, &[needed], format!("needs {needed}"));
-    }
+    pair(r, ("http.cert_file", &cert_file), ("http.key_file", &key_file));
     r.relation(
         cert_file.is_none() || is_served,
         "http.cert_file",
