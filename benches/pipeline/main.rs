@@ -18,6 +18,7 @@ mod delivery;
 mod kafka;
 mod memory;
 mod mqtt;
+mod pace;
 mod pings;
 mod process;
 #[path = "../report/mod.rs"]
@@ -39,6 +40,9 @@ fn main() {
     let mut rows = Vec::new();
     if arguments.wants("socket") {
         rows.extend(socket::run(&arguments));
+    }
+    if arguments.wants("pace") {
+        rows.extend(pace::run(&arguments));
     }
     if arguments.wants("mqtt") {
         rows.extend(mqtt::run(&arguments));

@@ -1,20 +1,15 @@
-//! MQTT QoS 1 through Mosquitto to Kafka: latency and CPU at a steady pace, and a backlog in the broker drained at
-//! full speed beside a bare subscriber of the same client library.
+//! MQTT QoS 1 through Mosquitto to Kafka: a backlog in the broker drained at full speed beside a bare subscriber of the
+//! same client library.
 
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
-use rdkafka::Message as _;
-use rdkafka::consumer::BaseConsumer;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnectProperties, Packet};
 use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
 
 use crate::kafka::Topic;
+use crate::pace::micros;
 use crate::process::{Agent, Process, service, unique};
 use crate::report::{Arguments, Row, Target};
 use crate::socket::{SOURCES, source_id};
@@ -22,85 +17,21 @@ use crate::socket::{SOURCES, source_id};
 /// The word that makes this program the bare subscriber.
 pub(crate) const REFERENCE: &str = "reference-subscriber";
 
-/// Events a second at the steady pace.
-const PACE: u64 = 2000;
-
-/// Not measured: connections, first segments, warm caches.
-const WARM_UP: Duration = Duration::from_secs(3);
-
 /// As the agent's default.
 const RECEIVE_MAXIMUM: u16 = 1000;
 
-/// Room for acknowledgements in the bare client's queue: there is always some.
-const REQUESTS: usize = 65_536;
-
 pub(crate) fn run(arguments: &Arguments) -> Vec<Row> {
-    let mut rows = steady(arguments);
-    rows.push(full_speed(arguments));
-    rows
+    vec![full_speed(arguments)]
 }
 
-fn toml(topic: &Topic, root: &str, client_id: &str) -> String {
+/// Of an agent that takes what is published under `root`.
+pub(crate) fn toml(topic: &Topic, root: &str, client_id: &str) -> String {
     format!(
         "[kafka]\nbrokers = \"{}\"\ntopic = \"{}\"\n[mqtt]\nurl = \"{}\"\nclient_id = \"{client_id}\"\ntopics = [\"{root}/{{source_type}}/{{source_id}}/{{type}}\"]\n",
         service("KAFKA"),
         topic.name,
         service("MQTT"),
     )
-}
-
-/// The agent under a steady load for a while: its memory is of interest afterwards.
-fn steady(arguments: &Arguments) -> Vec<Row> {
-    let (topic, root) = (Topic::create(), unique("bench"));
-    let agent = Agent::new(arguments, &toml(&topic, &root, &root));
-    let process = agent.start(&["ready", "MQTT link up"]);
-    // The subscription follows the connection at once; nothing says so.
-    std::thread::sleep(Duration::from_millis(500));
-    let total = PACE * (WARM_UP + arguments.pace).as_secs();
-    let publisher = std::thread::spawn({
-        let root = root.clone();
-        move || publish(&root, total, Some(PACE))
-    });
-    let stop = Arc::new(AtomicBool::new(false));
-    let reader = follow(topic.follow(), micros() + micros_of(WARM_UP), Arc::clone(&stop));
-    std::thread::sleep(WARM_UP);
-    let (before, start) = (process.usage(), Instant::now());
-    let first = topic.count();
-    std::thread::sleep(arguments.pace.saturating_sub(Duration::from_secs(1)));
-    let (after, elapsed) = (process.usage(), start.elapsed());
-    let events = (topic.count() - first) as f64;
-    publisher.join().unwrap();
-    topic.wait_count(total, Duration::from_millis(50));
-    std::thread::sleep(Duration::from_millis(200));
-    stop.store(true, Ordering::Relaxed);
-    let latencies = reader.join().unwrap();
-    let (_, peak) = process.memory();
-    process.terminate();
-    let ms = |quantile| latencies.value_at_quantile(quantile) as f64 / 1000.0;
-    vec![
-        Row::single("MQTT 2,000/s: end to end p50", "ms", ms(0.5), Target::Max(15.0)),
-        Row::single("MQTT 2,000/s: end to end p99", "ms", ms(0.99), Target::Max(150.0)),
-        Row::single("MQTT 2,000/s: end to end maximum", "ms", ms(1.0), Target::None),
-        Row::single(
-            "MQTT 2,000/s: CPU per million events",
-            "s",
-            (after.cpu - before.cpu).as_secs_f64() * 1e6 / events,
-            Target::Max(40.0),
-        ),
-        Row::single(
-            "MQTT 2,000/s: thread wake-ups per event",
-            "",
-            (after.wakeups - before.wakeups) as f64 / events,
-            Target::None,
-        ),
-        Row::single(
-            "MQTT 2,000/s: events a second seen",
-            "events/s",
-            events / elapsed.as_secs_f64(),
-            Target::None,
-        ),
-        Row::single("memory: peak at 2,000 events/s", "MB", peak, Target::Max(24.0)),
-    ]
 }
 
 fn full_speed(arguments: &Arguments) -> Row {
@@ -134,32 +65,6 @@ fn full_speed(arguments: &Arguments) -> Row {
     Row::paired("MQTT backlog of the broker to Kafka", "events/s", &rounds, Target::RatioMin(0.8))
 }
 
-fn micros() -> u64 {
-    micros_of(SystemTime::UNIX_EPOCH.elapsed().unwrap())
-}
-
-fn micros_of(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap()
-}
-
-/// From publishing to a Kafka consumer's hands, microseconds, for what was published at `from` or later.
-fn follow(consumer: BaseConsumer, from: u64, stop: Arc<AtomicBool>) -> JoinHandle<Histogram<u64>> {
-    std::thread::spawn(move || {
-        let mut latencies = Histogram::new(3).unwrap();
-        while !stop.load(Ordering::Relaxed) {
-            let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
-            let now = micros();
-            let text = std::str::from_utf8(message.payload().unwrap()).unwrap();
-            let (_, sent) = text.split_once("\"sent\":").unwrap();
-            let sent: u64 = sent.split(',').next().unwrap().parse().unwrap();
-            if sent >= from {
-                latencies.record(now.saturating_sub(sent)).unwrap();
-            }
-        }
-        latencies
-    })
-}
-
 fn options(client_id: &str) -> MqttOptions {
     let url = service("MQTT");
     let (host, port) = url.trim_start_matches("mqtt://").trim_end_matches('/').rsplit_once(':').unwrap();
@@ -171,7 +76,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Publishes with QoS 1, at `pace` events a second or as fast as the broker takes them, and waits for every PUBACK.
-fn publish(root: &str, events: u64, pace: Option<u64>) {
+pub(crate) fn publish(root: &str, events: u64, pace: Option<u64>) {
     let (client, mut link) = AsyncClient::new(options(&unique("publisher")), 100);
     let mut random = fastrand::Rng::with_seed(1);
     let note: String = std::iter::repeat_with(|| random.lowercase()).take(140).collect();
@@ -222,7 +127,8 @@ pub(crate) fn reference(words: &[String]) {
     properties.receive_maximum = Some(RECEIVE_MAXIMUM);
     let mut options = options(client_id);
     options.set_clean_start(false).set_manual_acks(true).set_connect_properties(properties);
-    let (client, mut link) = AsyncClient::new(options, REQUESTS);
+    // There is room for each acknowledgement, however late the client sends it.
+    let (client, mut link) = AsyncClient::new(options, usize::try_from(missing).unwrap() + 2);
     runtime().block_on(async {
         if missing == 0 {
             client.subscribe(format!("{root}/#"), QoS::AtLeastOnce).await.unwrap();
