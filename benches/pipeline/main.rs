@@ -15,6 +15,7 @@
 
 mod bounds;
 mod delivery;
+mod http;
 mod kafka;
 mod memory;
 mod mqtt;
@@ -52,6 +53,9 @@ fn main() {
     }
     if arguments.wants("pings") {
         rows.extend(pings::run(&arguments));
+    }
+    if arguments.wants("http") {
+        rows.extend(http::run(&arguments));
     }
     if arguments.wants("memory") {
         rows.extend(memory::run(&arguments));

@@ -30,10 +30,10 @@ fn histogram() -> Histogram<u64> {
     Histogram::new(3).unwrap()
 }
 
-/// Sends at [`RATE`] for `time`; how long each portion waited for the acknowledgement of its last event, in
-/// microseconds.
-fn paced(socket: &Path, time: Duration) -> (Histogram<u64>, f64) {
-    let per_portion = RATE * u64::try_from(PORTION.as_micros()).unwrap() / 1_000_000;
+/// Sends `rate` events a second for `time`; how long each portion waited for the acknowledgement of its last event, in
+/// microseconds, and the rate that it was.
+pub(crate) fn paced(socket: &Path, rate: u64, time: Duration) -> (Histogram<u64>, f64) {
+    let per_portion = rate * u64::try_from(PORTION.as_micros()).unwrap() / 1_000_000;
     let portions = u64::try_from(time.as_micros() / PORTION.as_micros()).unwrap();
     let mut stream = UnixStream::connect(socket).expect("the agent listens");
     let replies = stream.try_clone().unwrap();
@@ -73,7 +73,7 @@ fn paced(socket: &Path, time: Duration) -> (Histogram<u64>, f64) {
 }
 
 /// Milliseconds at a quantile.
-fn ms(histogram: &Histogram<u64>, quantile: f64) -> f64 {
+pub(crate) fn ms(histogram: &Histogram<u64>, quantile: f64) -> f64 {
     histogram.value_at_quantile(quantile) as f64 / 1000.0
 }
 
@@ -124,7 +124,7 @@ pub(crate) fn run(arguments: &Arguments) -> Vec<Row> {
             let agent = agent(arguments, &topic, redis);
             let process =
                 agent.start(if redis.is_empty() { &["ready"] } else { &["ready", "Redis link up"] });
-            let (waits, rate) = paced(&agent.socket(), arguments.pace);
+            let (waits, rate) = paced(&agent.socket(), RATE, arguments.pace);
             process.terminate();
             let log = agent.log();
             let status = log.lines().rfind(|line| line.contains("stored")).unwrap_or_default();

@@ -82,6 +82,13 @@ impl Process {
         (mb("VmRSS:"), mb("VmHWM:"))
     }
 
+    /// Open sockets, listening ones included.
+    pub(crate) fn sockets(&self) -> usize {
+        let files = fs::read_dir(self.proc("fd")).expect("the process runs");
+        let links = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.0.try_wait().unwrap().is_none()
     }

@@ -22,10 +22,11 @@ pub(crate) struct Arguments {
 
 pub(crate) const USAGE: &str = "\
 Side by side figures, printed and never asserted. Options behind `--`:
-  PART...          append, socket, pace, mqtt, delivery, pings, memory; default: these. On demand: bounds, wear
+  PART...          append, socket, pace, mqtt, delivery, pings, http, memory; default: these. On demand: bounds,
+                   wear
   --events N       scale, default 1000000 (socket: N, backlog: 2 N, MQTT drain: N / 5, append: N / 2, bounds: 5 N)
   --rounds N       rounds of each comparison, default 3; the median counts
-  --seconds N      length of the steady runs (pace, pings) and of the idle run, default 30
+  --seconds N      length of the steady runs (pace, pings, http) and of the idle run, default 30
   --binary PATH    measure this agent instead of the one built with the benchmark
   --redis          with pings to Redis in all runs";
 
@@ -57,7 +58,7 @@ impl Arguments {
                 "--binary" => {
                     arguments.binary = Some(words.next().unwrap_or_else(|| misused("--binary PATH")));
                 }
-                part @ ("append" | "socket" | "pace" | "mqtt" | "delivery" | "pings" | "memory"
+                part @ ("append" | "socket" | "pace" | "mqtt" | "delivery" | "pings" | "http" | "memory"
                 | "bounds" | "wear") => arguments.parts.push(part.to_owned()),
                 other => misused(other),
             }
