@@ -111,12 +111,12 @@ arm-test: ## What the ARM binaries do under qemu (two hours): the long list of t
 	$(SERVICES) run -- deploy/arm/test armv7-unknown-linux-musleabihf --long
 
 .PHONY: arm-ci
-arm-ci: ## The part of both for every change: aarch64 from its source to the core of the tests
+arm-ci: ## The part of both for every change, a quarter of an hour: aarch64 from its source to a part of the tests
 	cargo build --locked
 	deploy/arm/build aarch64-unknown-linux-musl
 	deploy/arm/check aarch64-unknown-linux-musl
 	deploy/arm/test exchange host aarch64-unknown-linux-musl host
-	$(SERVICES) run -- deploy/arm/test aarch64-unknown-linux-musl
+	$(SERVICES) run -- deploy/arm/test aarch64-unknown-linux-musl $(or $(ARGS),--short)
 
 .PHONY: services-up
 services-up: ## Kafka, Redis and Mosquitto that stay; then: eval "$(deploy/services env)" and cargo test
