@@ -47,7 +47,7 @@ lint: ## Format, clippy and documentation, warnings as errors; scripts and workf
 	cargo clippy --locked --all-targets --test fault -- -D warnings
 	cargo clippy --locked --no-default-features --lib --bins -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
-	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) $(filter-out %/order,$(wildcard deploy/arm/*)) deploy/supply/check deploy/dist/build deploy/packages/build .ci/run tests/boot/run tests/packages/run tests/alerts tests/api-fuzz; fi
+	if command -v shellcheck >/dev/null; then shellcheck $(SERVICES) $(filter-out %/order,$(wildcard deploy/arm/*)) deploy/supply/check deploy/dist/build deploy/packages/build .ci/run tests/boot/run tests/packages/run tests/alerts tests/api-fuzz/run; fi
 	if command -v actionlint >/dev/null; then actionlint; fi
 	if command -v zizmor >/dev/null; then zizmor --offline --quiet .github/workflows; fi
 
@@ -88,7 +88,7 @@ alerts-test: ## Each alert of deploy/prometheus fires when it should, and no oth
 .PHONY: api-fuzz
 api-fuzz: ## Seeded random requests by schemathesis (from PyPI, into target/) against the HTTP interface of an agent
 	cargo build --locked
-	tests/api-fuzz target/debug/fieldpost $(ARGS)
+	tests/api-fuzz/run target/debug/fieldpost $(ARGS)
 
 # The compiler's own counters: fast, and without stopping the processes under test, but written at a process's end, so
 # that what only a killed agent ran does not show.

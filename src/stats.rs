@@ -30,6 +30,27 @@ impl Counter {
     }
 }
 
+/// What was dropped on its way to Redis, by reason.
+#[derive(Debug, Default)]
+pub struct Dropped {
+    /// More came than Redis took: `redis.queue` was full.
+    pub queue_full: Counter,
+    /// There was no link, or no answer on it.
+    pub link_down: Counter,
+    /// Redis answered with an error.
+    pub refused: Counter,
+    /// It was for one more stream than `redis.streams_max`.
+    pub too_many_streams: Counter,
+}
+
+impl Dropped {
+    /// The sum so far.
+    pub fn get(&self) -> u64 {
+        let Self { queue_full, link_down, refused, too_many_streams } = self;
+        [queue_full, link_down, refused, too_many_streams].into_iter().map(Counter::get).sum()
+    }
+}
+
 /// A number that only grows, whose growth somebody waits for to write it down.
 #[derive(Debug, Default)]
 pub struct Watched {
@@ -295,8 +316,8 @@ pub struct Stats {
     pub kafka_rewinds: Counter,
     /// Pings handed to Redis and answered.
     pub pings_out: Counter,
-    /// Pings dropped: queue full, link down, or no answer in time.
-    pub pings_dropped: Counter,
+    /// Pings that were dropped.
+    pub pings_dropped: Dropped,
     /// Pings in whose place a later one of the same source and type went (`redis.coalesce`).
     pub pings_coalesced: Counter,
     /// Pings older than `redis.max_age` when their turn came.
@@ -304,7 +325,7 @@ pub struct Stats {
     /// Entries that Redis added to a stream.
     pub stream_entries_out: Counter,
     /// As [`Stats::pings_dropped`], of entries for streams.
-    pub stream_entries_dropped: Counter,
+    pub stream_entries_dropped: Dropped,
     /// As [`Stats::pings_stale`], of entries for streams.
     pub stream_entries_stale: Counter,
     /// Times that `uplink.command` was started.

@@ -17,7 +17,7 @@ use crate::ping::{ChannelTemplate, StreamPlan};
 use crate::secret::Password;
 use crate::sink::kafka_security::{Login, Mechanism, Security};
 use crate::sink::record::templates::{Allowed, KEY_FIELDS, TOPIC_FIELDS, Template};
-use crate::sink::redis::{Coalesce, StreamOptions};
+use crate::sink::redis::{self, Coalesce, StreamOptions};
 use crate::tls;
 
 const HOST: &str = "gateway-17";
@@ -459,9 +459,11 @@ ca_file = "/ca.pem"
 timeout = "1s"
 
 [redis]
-url = "rediss://cache:6380/5"
+url = "rediss+sentinel://cache:6380/main/5"
 username = "u"
 password_file = "redis-secret"
+sentinel_username = "s"
+sentinel_password_file = "redis-secret"
 ca_file = "ca.pem"
 cert_file = "agent.pem"
 key_file = "agent.key"
@@ -620,6 +622,11 @@ fn a_full_file_sets_everything() {
     assert_eq!(redis.options.tls, Some(tls));
     assert_eq!((redis.options.queue_max, redis.ping_after), (1, PingAfter::Delivered));
     let options = &redis.options;
+    let login = |username: &str| redis::Login {
+        username: Some(username.into()),
+        password: file("redis-secret").map(Password::File),
+    };
+    assert_eq!((&options.login, &options.sentinel_login), (&login("u"), &login("s")));
     assert_eq!(options.coalesce, Coalesce { window: Duration::from_millis(100), above: 7 });
     assert_eq!((options.max_age, options.payload_queue_bytes_max), (Duration::from_secs(1), 64 << 10));
     let max_age = Some(Duration::from_secs(3600));
@@ -956,6 +963,10 @@ const BAD_VALUES: &[(&str, &str)] = &[
         "fieldpost.toml:2: redis.channel = \"events:{id}\": `{id}` is not known; allowed placeholders are {type}, {source_type}, {source_id}; allowed: a text of up to 256 bytes",
     ),
     (
+        "[redis]\nurl = \"redis://a\"\nsentinel_username = \"u\"",
+        "fieldpost.toml:3: redis.sentinel_username = \"u\": needs redis+sentinel:// in redis.url",
+    ),
+    (
         "[redis]\nmode = \"off\"",
         "fieldpost.toml:2: redis.mode = \"off\": not known; allowed: pubsub, streams, both",
     ),
@@ -1257,6 +1268,8 @@ fn the_effective_configuration_reads_well() {
 # username is not set: none is sent
 # password_file is not set: none is sent
 # password = ***                             # from FIELDPOST_REDIS__PASSWORD
+# sentinel_username is not set: a Sentinel gets what Redis gets, if it asks for a login
+# sentinel_password_file is not set: a Sentinel gets what Redis gets, if it asks for a login
 # ca_file is not set: those that the system trusts
 # cert_file is not set: the agent shows none
 # key_file is not set: the agent shows no certificate
@@ -1403,7 +1416,7 @@ fn the_example_file_loads_with_every_key_in_use() {
         // Files that are not there, and what is of use only with them; and what belongs to another value of `report`.
         .filter(|line| {
             let needs_file =
-                ["_file =", "#username =", "#sasl_mechanism ="].iter().any(|word| line.contains(word));
+                ["_file =", "username =", "#sasl_mechanism ="].iter().any(|word| line.contains(word));
             !needs_file && *line != "#value = \"/celsius\""
         })
         .map(|line| match line.strip_prefix('#') {

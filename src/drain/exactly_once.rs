@@ -132,8 +132,8 @@ impl<P: Producer> Drain<P> {
             self.stats.kafka_out.add(transaction.end());
             self.stats.kafka_transactions.add(1);
             for ping in transaction.pings.drain(..) {
-                if let Some(pings) = &self.pings {
-                    pings.offer_made(ping);
+                if let Some(pings) = &mut self.pings {
+                    pings.offer(ping);
                 }
             }
         }

@@ -50,7 +50,7 @@ use crate::buffer::{Buffer, ReadError};
 use crate::error::Class;
 use crate::event::Seq;
 use crate::log::Limited;
-use crate::ping::Pings;
+use crate::ping::{Outbox, Pings};
 use crate::sink::record::{Formatter, Lane};
 use crate::sink::transaction::Step;
 use crate::sink::{Producer, ProducerError, Report};
@@ -190,7 +190,7 @@ pub struct Drain<P> {
     stats: std::sync::Arc<Stats>,
     clock: Clock,
     /// Set when pings wait for Kafka (`redis.ping_after = "delivered"`).
-    pings: Option<Pings>,
+    pings: Option<Outbox>,
     state: State,
     lanes: Lanes,
     reports: Vec<Report>,
@@ -223,6 +223,9 @@ impl<P: Producer> Drain<P> {
         dead_letters: DeadLetters,
     ) -> Self {
         let lanes = Lanes::of(&buffer, &options);
+        // Only a commit brings more at once than the sink takes.
+        let is_transactional = options.delivery == Delivery::ExactlyOnce;
+        let waiting_max = if is_transactional { options.transaction.events_max } else { 0 };
         let cursor = lanes.progress.cursor();
         Self {
             durable: buffer.durable(),
@@ -232,12 +235,11 @@ impl<P: Producer> Drain<P> {
             formatter,
             stats,
             clock: Clock::default(),
-            pings,
+            pings: pings.map(|pings| Outbox::new(pings, waiting_max)),
             state: State::Flowing,
             lanes,
             reports: Vec::new(),
-            transaction: (options.delivery == Delivery::ExactlyOnce)
-                .then(|| Transaction::new(options.transaction)),
+            transaction: is_transactional.then(|| Transaction::new(options.transaction)),
             pace: Pace::new(options.rates),
             poisons: Poisons::new(dead_letters),
             committed: cursor,
@@ -289,6 +291,9 @@ impl<P: Producer> Drain<P> {
                 break;
             }
             self.pause(is_sent || is_reported, &stop).await;
+        }
+        if let Some(pings) = self.pings.take() {
+            pings.close();
         }
         // Also when the last commit was asked for already: it may still be on its way.
         self.buffer.commit_durable(self.lanes.progress.cursor()).await?;
@@ -378,6 +383,8 @@ impl<P: Producer> Drain<P> {
         // longer than its round is waited for, and a full window sets its own pace.
         let is_paced = is_busy && (!is_held || (!is_behind && Instant::now() < round_end));
         let mut is_reported = false;
+        let pings = self.pings.as_mut().filter(|pings| !pings.is_empty());
+        let has_pings = pings.is_some();
         tokio::select! {
             () = sleep_until(round_end), if is_paced => {}
             _ = self.durable.changed(), if !is_paced && !is_live_held && may_send => {}
@@ -389,6 +396,7 @@ impl<P: Producer> Drain<P> {
             () = sleep_until(transaction_due.unwrap_or(round_end)), if !is_paced && transaction_due.is_some() => {}
             () = sleep_until(pace_opens.unwrap_or(round_end)), if !is_paced && pace_opens.is_some() => {}
             () = sleep_until(stop_times.unwrap_or(round_end)), if is_stopping => {}
+            () = async { if let Some(pings) = pings { pings.hand_over().await } }, if has_pings => {}
             () = self.formatter.ready(), if self.is_unready => self.is_unready = false,
             () = stop.cancelled(), if !is_stopping => {
                 let now = Instant::now();

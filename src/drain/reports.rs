@@ -28,9 +28,9 @@ impl<P: Producer> Drain<P> {
                     if let Some(taken_us) = confirmed.boot_us {
                         latency.add(now_us.saturating_sub(taken_us), 1);
                     }
-                    match (&self.pings, confirmed.ping, &mut self.transaction) {
+                    match (&mut self.pings, confirmed.ping, &mut self.transaction) {
                         (Some(_), Some(ping), Some(transaction)) => transaction.pings.push(ping),
-                        (Some(pings), Some(ping), None) => pings.offer_made(ping),
+                        (Some(pings), Some(ping), None) => pings.offer(ping),
                         _ => {}
                     }
                 }

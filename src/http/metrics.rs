@@ -11,7 +11,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::buffer::ledger::Reason;
 use crate::stats::{LATENCY_BOUNDS_US, Latency, Stats};
-use crate::status::{LinkStatus, Overview, Status, Uplink};
+use crate::status::{Dropped, LinkStatus, Overview, Status, Uplink};
 
 /// What `/metrics` says it is.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -107,6 +107,8 @@ fn families() -> Vec<Family> {
     let mut all = inputs();
     all.extend(buffer());
     all.extend(outputs());
+    all.extend(redis());
+    all.extend(reach());
     all.extend(process());
     all
 }
@@ -245,6 +247,11 @@ fn outputs() -> Vec<Family> {
         counter("fieldpost_dead_letters_evicted", &[], "Dead letters that went for newer ones", |status| {
             one(status.kafka.dead_letters_evicted)
         }),
+    ]
+}
+
+fn redis() -> Vec<Family> {
+    vec![
         counter("fieldpost_pings", &["outcome"], "Pings, by what became of them", |status| {
             let redis = &status.redis;
             by([
@@ -267,6 +274,31 @@ fn outputs() -> Vec<Family> {
                 ])
             },
         ),
+        counter(
+            "fieldpost_redis_dropped",
+            &["kind", "reason"],
+            "Pings and entries for streams that were dropped, by reason",
+            |status| {
+                let redis = &status.redis;
+                let of = |kind: &str, dropped: Dropped| {
+                    let reasons = [
+                        ("queue_full", dropped.queue_full),
+                        ("link_down", dropped.link_down),
+                        ("refused", dropped.refused),
+                        ("too_many_streams", dropped.too_many_streams),
+                    ];
+                    reasons.map(|(reason, count)| (vec![kind.to_owned(), reason.to_owned()], count))
+                };
+                let pings = of("ping", redis.pings_dropped_by);
+                let entries = of("stream_entry", redis.stream_entries_dropped_by);
+                pings.into_iter().chain(entries).collect()
+            },
+        ),
+    ]
+}
+
+fn reach() -> Vec<Family> {
+    vec![
         counter(
             "fieldpost_uplink_commands",
             &["outcome"],

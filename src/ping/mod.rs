@@ -2,6 +2,7 @@
 //!
 //! A ping is rendered once, into one allocation, and carries what it is published on and what a stream's entry holds.
 
+mod outbox;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use uuid::fmt::Hyphenated;
 use crate::event::{Event, Payload};
 use crate::stats::Stats;
 
+pub use outbox::Outbox;
 pub use template::{ChannelTemplate, ChannelTemplateError};
 
 /// What an event's ping is made of.
@@ -50,10 +52,10 @@ impl Plan {
     /// Counts pings that could not be offered.
     fn count_dropped(&self, stats: &Stats, n: u64) {
         if self.publishes() {
-            stats.pings_dropped.add(n);
+            stats.pings_dropped.queue_full.add(n);
         }
         if self.stream.is_some() {
-            stats.stream_entries_dropped.add(n);
+            stats.stream_entries_dropped.queue_full.add(n);
         }
     }
 
@@ -331,18 +333,6 @@ impl Pings {
                 Ok(place) => place.send(self.plan.ping(&event, now, &self.room)),
                 Err(_) => self.plan.count_dropped(&self.stats, 1),
             }
-        }
-    }
-
-    /// The ping of an event to be offered later, if it is to have one.
-    pub fn make(&self, event: &Event<'_>) -> Option<Ping> {
-        (!event.way.is_quiet).then(|| self.plan.ping(event, Instant::now(), &self.room))
-    }
-
-    /// Offers a ping that was made earlier.
-    pub fn offer_made(&self, ping: Ping) {
-        if self.queue.try_send(Ping { since: Instant::now(), ..ping }).is_err() {
-            self.plan.count_dropped(&self.stats, 1);
         }
     }
 }

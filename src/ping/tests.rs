@@ -48,8 +48,56 @@ fn a_full_queue_drops_and_counts_each_kind() {
         let (pings, mut received) = pings(plan, 2);
         pings.offer([event(), event(), event(), event()].into_iter());
         let stats = &pings.stats;
-        assert_eq!((stats.pings_dropped.get(), stats.stream_entries_dropped.get()), counted);
+        assert_eq!(
+            (stats.pings_dropped.queue_full.get(), stats.stream_entries_dropped.queue_full.get()),
+            counted
+        );
         assert!(received.try_recv().is_ok());
+    }
+}
+
+fn numbered(outbox: &Outbox, kind: &'static str) -> Ping {
+    outbox.make(&Event { kind, ..event() }).unwrap()
+}
+
+#[tokio::test]
+async fn what_comes_all_at_once_waits_for_room_in_its_order_and_the_rest_is_counted() {
+    let (pings, mut received) = pings(published("{type}"), 2);
+    let stats = Arc::clone(&pings.stats);
+    let mut outbox = Outbox::new(pings, 3);
+    for kind in ["1", "2", "3", "4", "5", "6"] {
+        outbox.offer(numbered(&outbox, kind));
+    }
+    assert_eq!(stats.pings_dropped.get(), 1);
+    let mut next = || channels(&received.try_recv().unwrap()).concat();
+    assert_eq!([next(), next()], ["1", "2"]);
+    outbox.hand_over().await;
+    // It does not overtake those that wait.
+    outbox.offer(numbered(&outbox, "7"));
+    assert_eq!([next(), next()], ["3", "4"]);
+    assert!(!outbox.is_empty());
+    outbox.hand_over().await;
+    assert!(outbox.is_empty());
+    assert_eq!([next(), next()], ["5", "7"]);
+    assert_eq!(stats.pings_dropped.get(), 1);
+}
+
+#[tokio::test]
+async fn what_nobody_takes_is_counted_and_not_waited_for() {
+    for is_closed in [false, true] {
+        let (pings, received) = pings(published("c"), 1);
+        let stats = Arc::clone(&pings.stats);
+        let mut outbox = Outbox::new(pings, 9);
+        for _ in 0..5 {
+            outbox.offer(numbered(&outbox, "t"));
+        }
+        if is_closed {
+            drop(received);
+            outbox.hand_over().await;
+            assert!(outbox.is_empty());
+        }
+        outbox.close();
+        assert_eq!(stats.pings_dropped.get(), 4);
     }
 }
 
@@ -60,7 +108,8 @@ fn a_quiet_event_has_no_ping() {
     pings.offer([quiet, event(), quiet].into_iter());
     assert_eq!(channels(&received.try_recv().unwrap()), ["reading"]);
     assert!(received.try_recv().is_err() && pings.stats.pings_dropped.get() == 0);
-    assert!(pings.make(&quiet).is_none() && pings.make(&event()).is_some());
+    let outbox = Outbox::new(pings, 0);
+    assert!(outbox.make(&quiet).is_none() && outbox.make(&event()).is_some());
 }
 
 #[test]

@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use self::brief::{Brief, BriefBuffer, BriefFigures};
 use crate::buffer::{Buffer, Figures};
 use crate::event::rfc3339;
-use crate::stats::{Link, LinkState, Stats};
+use crate::stats::{self, Link, LinkState, Stats};
 use crate::system::{self, Clock, DeviceWrites};
 pub use snapshot::{
-    Disk, History, Inputs, Kafka, LastError, Left, LinkStatus, Losses, Memory, Past, Redis, Status, Uplink,
-    VERSION, Waiting,
+    Disk, Dropped, History, Inputs, Kafka, LastError, Left, LinkStatus, Losses, Memory, Past, Redis, Status,
+    Uplink, VERSION, Waiting,
 };
 
 /// Samples that are kept; the agent takes one every ten seconds, so that these are the last hour.
@@ -296,15 +296,28 @@ impl Pace {
     }
 }
 
+impl Dropped {
+    fn of(dropped: &stats::Dropped) -> Self {
+        Self {
+            queue_full: dropped.queue_full.get(),
+            link_down: dropped.link_down.get(),
+            refused: dropped.refused.get(),
+            too_many_streams: dropped.too_many_streams.get(),
+        }
+    }
+}
+
 impl Redis {
     fn of(stats: &Stats, link: LinkStatus) -> Self {
         Self {
             pings: stats.pings_out.get(),
             pings_dropped: stats.pings_dropped.get(),
+            pings_dropped_by: Dropped::of(&stats.pings_dropped),
             pings_coalesced: stats.pings_coalesced.get(),
             pings_stale: stats.pings_stale.get(),
             stream_entries: stats.stream_entries_out.get(),
             stream_entries_dropped: stats.stream_entries_dropped.get(),
+            stream_entries_dropped_by: Dropped::of(&stats.stream_entries_dropped),
             stream_entries_stale: stats.stream_entries_stale.get(),
             link,
         }

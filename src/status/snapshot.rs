@@ -145,6 +145,9 @@ pub struct Redis {
     pub pings: u64,
     /// Pings that were dropped.
     pub pings_dropped: u64,
+    /// Those, by reason; an older agent tells none.
+    #[serde(default)]
+    pub pings_dropped_by: Dropped,
     /// Pings in whose place a later one of the same source and type went.
     pub pings_coalesced: u64,
     /// Pings that were too old when their turn came.
@@ -153,11 +156,27 @@ pub struct Redis {
     pub stream_entries: u64,
     /// Entries for streams that were dropped.
     pub stream_entries_dropped: u64,
+    /// Those, by reason; an older agent tells none.
+    #[serde(default)]
+    pub stream_entries_dropped_by: Dropped,
     /// Entries for streams that were too old when their turn came.
     pub stream_entries_stale: u64,
     /// The link.
     #[serde(flatten)]
     pub link: LinkStatus,
+}
+
+/// What was dropped on its way to Redis.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// More came than Redis took.
+    pub queue_full: u64,
+    /// There was no link, or no answer on it.
+    pub link_down: u64,
+    /// Redis answered with an error.
+    pub refused: u64,
+    /// It was for one more stream than may be.
+    pub too_many_streams: u64,
 }
 
 /// What was done about long outages.

@@ -21,6 +21,10 @@ const LINES: [&str; 3] = [
 
 /// Sends the three events and reads them back.
 fn records(format: &str, configure: impl FnOnce(&mut Config)) -> Vec<Record> {
+    agent_and_records(format, configure).1
+}
+
+fn agent_and_records(format: &str, configure: impl FnOnce(&mut Config)) -> (Agent, Vec<Record>) {
     let topic = create_topic(&Shared::get().kafka, 1);
     let agent = Agent::start(|config| {
         config.shared_kafka(&topic).set("kafka.format", format);
@@ -31,7 +35,24 @@ fn records(format: &str, configure: impl FnOnce(&mut Config)) -> Vec<Record> {
         client.send_line(line);
     }
     client.wait_ack(LINES.len() as u64, USUAL);
-    consume_count(&Shared::get().kafka, &topic, LINES.len(), USUAL)
+    let records = consume_count(&Shared::get().kafka, &topic, LINES.len(), USUAL);
+    (agent, records)
+}
+
+/// What `fieldpost tail` shows of them, without the place where each was found.
+fn shown(agent: &Agent) -> Vec<String> {
+    let words = ["tail", "--from", "kafka", "--offset", "beginning", "--until", "end", "--json"];
+    let output = agent.command(&words).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let fields =
+        |line: &str| line.split_once("\"version\":1,").unwrap_or_else(|| panic!("{line}")).1.to_owned();
+    text.lines().map(fields).collect()
+}
+
+/// The three events without the first brace.
+fn wanted() -> Vec<String> {
+    LINES.map(|line| line[1..].to_owned()).to_vec()
 }
 
 /// The headers behind the agent's own nine, which are checked here.
@@ -51,7 +72,8 @@ fn headers(record: &Record) -> Vec<(&str, &str)> {
 
 #[test]
 fn an_envelope_has_the_agents_headers_alone() {
-    let found = records("envelope", |_| {});
+    let (agent, found) = agent_and_records("envelope", |_| {});
+    assert_eq!(shown(&agent), wanted());
     for record in &found {
         assert_eq!(headers(record), []);
     }
@@ -164,9 +186,10 @@ fn decoded(registry: &Registry, record: &Record) -> Vec<(String, Avro)> {
 #[test]
 fn an_avro_record_is_read_with_the_schema_that_the_registry_holds() {
     let registry = Registry::start();
-    let found = records("avro", |config| {
+    let (agent, found) = agent_and_records("avro", |config| {
         config.set("schema_registry.url", registry.url());
     });
+    assert_eq!(shown(&agent), wanted());
     assert_eq!(registry.requests().len(), 2, "{:?}", registry.requests());
     let text = |text: &str| Avro::String(text.to_owned());
     let some = |value| Avro::Union(1, Box::new(value));

@@ -1,5 +1,6 @@
 //! Pings to Redis: exact, prompt, and never in the way of the events.
 
+mod restart;
 mod streams;
 mod volume;
 
@@ -123,6 +124,27 @@ fn a_ping_can_wait_for_kafka() {
         consume_count(kafka.address(), &topic, usize::try_from(EVENTS).unwrap(), USUAL).len() as u64,
         EVENTS
     );
+    assert_eq!(agent.stop().code(), Some(0));
+    assert_eq!(pings_of_status(&agent), (EVENTS, 0));
+}
+
+#[test]
+fn the_pings_of_a_transaction_come_all_at_once_and_none_is_dropped() {
+    const EVENTS: u64 = 3000;
+    let topic = create_topic(&Shared::get().kafka, 1);
+    let mut agent = Agent::start(|config| {
+        config.shared_kafka(&topic).set("kafka.delivery", "exactly_once");
+        config.set("kafka.transaction_interval", "1s");
+        config.shared_redis().set("redis.ping_after", "delivered").set("redis.queue", 50);
+    });
+    wait_link(&agent);
+    let source = unique("s");
+    let mut listener = Listener::to(&Shared::get().redis, &format!("events:probe:{source}"));
+    let pace = Pace { count: EVENTS, window: 1000, ..Pace::default() };
+    Producer::start(&agent.socket(), &source, pace).finish(USUAL);
+    for n in 0..EVENTS {
+        assert_eq!(listener.next(), ping_of(&source, n));
+    }
     assert_eq!(agent.stop().code(), Some(0));
     assert_eq!(pings_of_status(&agent), (EVENTS, 0));
 }

@@ -19,7 +19,7 @@ use crate::harness::wait::{USUAL, eventually};
 const NOWHERE: &str = "127.0.0.1:1";
 
 /// A `fieldpost tail` that runs.
-struct Tail {
+pub(crate) struct Tail {
     child: Child,
     shown: Arc<Mutex<Vec<String>>>,
     said: Arc<Mutex<Vec<String>>>,
@@ -39,7 +39,7 @@ fn collect(from: impl std::io::Read + Send + 'static) -> Arc<Mutex<Vec<String>>>
 }
 
 impl Tail {
-    fn start(agent: &Agent, words: &[&str]) -> Self {
+    pub(crate) fn start(agent: &Agent, words: &[&str]) -> Self {
         let mut child = agent
             .command(&[&["tail"], words].concat())
             .stdout(Stdio::piped())
@@ -51,13 +51,13 @@ impl Tail {
         Self { child, shown, said }
     }
 
-    fn shown(&self) -> Vec<String> {
+    pub(crate) fn shown(&self) -> Vec<String> {
         self.shown.lock().unwrap().clone()
     }
 
     /// The first so many events, once they are shown as JSON.
     #[track_caller]
-    fn events(&self, count: usize) -> Vec<Value> {
+    pub(crate) fn events(&self, count: usize) -> Vec<Value> {
         let lines = eventually(&format!("{count} events"), USUAL, || {
             let shown = self.shown();
             (shown.len() >= count).then_some(shown)
@@ -80,7 +80,7 @@ impl Tail {
     }
 
     #[track_caller]
-    fn wait_exit(&mut self) -> ExitStatus {
+    pub(crate) fn wait_exit(&mut self) -> ExitStatus {
         eventually("it ends", USUAL, || self.child.try_wait().unwrap())
     }
 

@@ -16,6 +16,7 @@ use super::report::Verdict;
 use super::sensors::{Diaries, Sensor};
 use super::{Failure, Plan, SetOnDrop, Shared};
 use crate::config::Redis;
+use crate::sink::redis::Turns;
 use crate::sink::redis::subscription::Subscription;
 use crate::system::Signals;
 
@@ -168,7 +169,8 @@ impl<'a> Story<'a> {
             let pings = std::sync::Arc::clone(&self.shared.figures.pings);
             let pattern = format!("events:*:{}-*", self.plan.run);
             let count = move |_| pings.add(1);
-            let mut subscription = Subscription::open(&redis.options, 0, &pattern, count).await?;
+            let mut subscription =
+                Subscription::open(&redis.options, &mut Turns::default(), &pattern, count).await?;
             listening.spawn(async move {
                 // The account at the end says how many came.
                 let _ = subscription.ended().await;

@@ -8,8 +8,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::cli::text;
+use crate::event::Payload;
 use crate::ingest::route::Pattern;
 use crate::sink::kafka_reader::Received;
+use crate::sink::record::avro;
+use crate::sink::record::envelope::ENVELOPE_VERSION;
 use crate::sink::redis::reading;
 use crate::sink::redis::subscription::Heard;
 
@@ -106,7 +109,8 @@ impl Entry {
         entry
     }
 
-    /// A record in any of the formats of docs/formats.md; one in Avro keeps its value as bytes.
+    /// A record in any of the formats of docs/formats.md. What is none of them keeps its value: JSON as it is, all else as
+    /// bytes.
     pub(super) fn of_record(record: &Received) -> Self {
         let header = |names: &[&str]| {
             let found = record.headers.iter().find(|(name, _)| names.contains(&name.as_str()))?;
@@ -114,7 +118,9 @@ impl Entry {
         };
         let envelope = header(&["fieldpost-type", "ce_type"]).is_none();
         let text = std::str::from_utf8(&record.value).ok().filter(|_| envelope);
-        let read = text.and_then(Self::of_agent).filter(|entry| entry.id.is_some() && entry.kind.is_some());
+        let json = text.and_then(Self::of_agent).filter(|entry| entry.id.is_some() && entry.kind.is_some());
+        let avro = || avro::read(&record.value).filter(|_| envelope).map(Self::of_avro);
+        let read = json.or_else(avro);
         let mut entry = read.unwrap_or_else(|| {
             let entry = Self {
                 id: header(&["fieldpost-id", "ce_id"]),
@@ -132,6 +138,22 @@ impl Entry {
         let of_record = || record.time_ms.map(|ms| text::time(ms.saturating_mul(1000)));
         entry.timestamp = entry.timestamp.take().or_else(of_record);
         entry
+    }
+
+    fn of_avro(read: avro::Envelope<'_>) -> Self {
+        let entry = Self {
+            version: Some(ENVELOPE_VERSION),
+            id: Some(read.id.to_owned()),
+            kind: Some(read.kind.to_owned()),
+            source_type: Some(read.source_type.to_owned()),
+            source_id: Some(read.source_id.to_owned()),
+            timestamp: Some(read.timestamp.to_owned()),
+            ..Self::default()
+        };
+        match read.payload {
+            Payload::Json(json) => entry.with_payload(json.as_bytes()),
+            Payload::Bytes(bytes) => Self { payload_base64: Some(STANDARD.encode(bytes)), ..entry },
+        }
     }
 
     fn with_payload(mut self, bytes: &[u8]) -> Self {
@@ -293,6 +315,15 @@ mod tests {
         let entry = Entry::of_record(&record(ENVELOPE.as_bytes(), &headers));
         assert_eq!((entry.kind.as_deref(), entry.source_id.as_deref()), (Some("reading"), Some("m-1")));
         assert!(json(&entry).contains(r#""payload":{"version":1,"#), "{}", json(&entry));
+        let avro = b"\0\0\0\0\x07\x02\x04e1\x0ereading\x0ameter\x06m-1\x021\x00\x02\x04\x00\xff";
+        assert_eq!(
+            json(&Entry::of_record(&record(avro, &position))).split_once(",\"version\"").unwrap().1,
+            ":1,\"id\":\"e1\",\"type\":\"reading\",\"source_type\":\"meter\",\"source_id\":\"m-1\",\"timestamp\":\"1\",\
+             \"payload_base64\":\"AP8=\"}\n"
+        );
+        // A payload of bytes alone that looks like an envelope stays what it is.
+        let raw = Entry::of_record(&record(avro, &[("fieldpost-type", "reading")]));
+        assert!(json(&raw).contains("payload_base64") && raw.id.is_none(), "{raw:?}");
         let entry = Entry::of_record(&record(b"\x00\x01", &[("fieldpost-id", "e1")]));
         assert_eq!(text(&entry), "1970-01-01T00:00:01.000000Z  2@7  base64 AAE=\n");
     }

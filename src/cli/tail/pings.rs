@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 use super::entry::Entry;
 use super::{Problem, Source, Word};
 use crate::cli::{exit, text};
-use crate::sink::redis::Options;
 use crate::sink::redis::subscription::{Heard, Subscription};
+use crate::sink::redis::{Options, Turns};
 
 /// Pings that wait for the output. More come at once only when they come faster than they are printed.
 const QUEUE_MAX: usize = 16_384;
@@ -21,7 +21,7 @@ const LOAD_MAX: usize = 1000;
 pub(super) struct Pings {
     options: Options,
     pattern: String,
-    turn: usize,
+    turns: Turns,
     was_there: bool,
     listening: Option<Listening>,
 }
@@ -35,7 +35,7 @@ struct Listening {
 
 impl Pings {
     pub(super) fn new(options: Options, pattern: String) -> Self {
-        Self { options, pattern, turn: 0, was_there: false, listening: None }
+        Self { options, pattern, turns: Turns::default(), was_there: false, listening: None }
     }
 }
 
@@ -50,33 +50,24 @@ impl Source for Pings {
 
     async fn open(&mut self, words: &mut Vec<Word>) -> Result<(), Problem> {
         self.listening = None;
-        let tries = if self.was_there { 1 } else { self.options.addresses.len().max(1) };
-        let mut problem = String::new();
-        for _ in 0..tries {
-            let (heard, missed) = (mpsc::channel(QUEUE_MAX), Arc::new(AtomicU64::new(0)));
-            let take = {
-                let (room, missed) = (heard.0, Arc::clone(&missed));
-                move |ping| {
-                    if room.try_send(ping).is_err() {
-                        missed.fetch_add(1, Ordering::Relaxed);
-                    }
+        let ((room, heard), missed) = (mpsc::channel(QUEUE_MAX), Arc::new(AtomicU64::new(0)));
+        let take = {
+            let missed = Arc::clone(&missed);
+            move |ping| {
+                if room.try_send(ping).is_err() {
+                    missed.fetch_add(1, Ordering::Relaxed);
                 }
-            };
-            let opened = Box::pin(Subscription::open(&self.options, self.turn, &self.pattern, take)).await;
-            self.turn += 1;
-            match opened {
-                Ok(subscription) => {
-                    if std::mem::replace(&mut self.was_there, true) {
-                        let what = "pings of the time without a connection cannot be had; their events can (--from agent)";
-                        words.push(Word::Gap(what.to_owned()));
-                    }
-                    self.listening = Some(Listening { subscription, heard: heard.1, missed });
-                    return Ok(());
-                }
-                Err(error) => problem = error.to_string(),
             }
+        };
+        let opened = Subscription::open(&self.options, &mut self.turns, &self.pattern, take);
+        let subscription = Box::pin(opened).await.map_err(|error| Problem::Lost(error.to_string()))?;
+        if std::mem::replace(&mut self.was_there, true) {
+            let what =
+                "pings of the time without a connection cannot be had; their events can (--from agent)";
+            words.push(Word::Gap(what.to_owned()));
         }
-        Err(Problem::Lost(problem))
+        self.listening = Some(Listening { subscription, heard, missed });
+        Ok(())
     }
 
     async fn next(&mut self, words: &mut Vec<Word>, _: u64) -> Result<(), Problem> {

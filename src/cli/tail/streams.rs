@@ -10,7 +10,7 @@ use super::{Problem, Source, Word};
 use crate::cli::exit;
 use crate::sink::redis::reading::{Member, Reader};
 use crate::sink::redis::streams::{Found, Stream};
-use crate::sink::redis::{Options, RedisError};
+use crate::sink::redis::{Options, RedisError, Turns};
 
 /// Most streams.
 const STREAMS_MAX: usize = 1000;
@@ -55,7 +55,7 @@ pub(super) struct Streams {
     pattern: String,
     begin: Begin,
     member: Option<Member>,
-    turn: usize,
+    turns: Turns,
     was_there: bool,
     reader: Option<Reader>,
     /// Behind which entry each goes on.
@@ -72,27 +72,13 @@ impl Streams {
             pattern,
             begin,
             member,
-            turn: 0,
+            turns: Turns::default(),
             was_there: false,
             reader: None,
             at: BTreeMap::new(),
             looked: None,
             unsettled: Vec::new(),
         }
-    }
-
-    async fn connect(&mut self) -> Result<Reader, Problem> {
-        let tries = if self.was_there { 1 } else { self.options.addresses.len().max(1) };
-        let mut problem = String::new();
-        for _ in 0..tries {
-            let opened = Box::pin(Reader::open(&self.options, self.turn)).await;
-            self.turn += 1;
-            match opened {
-                Ok(reader) => return Ok(reader),
-                Err(error) => problem = error.to_string(),
-            }
-        }
-        Err(Problem::Lost(problem))
     }
 
     /// Takes in the streams that are there; `is_new` at the start of a connection.
@@ -227,7 +213,8 @@ impl Source for Streams {
 
     async fn open(&mut self, words: &mut Vec<Word>) -> Result<(), Problem> {
         self.reader = None;
-        self.reader = Some(self.connect().await?);
+        let opened = Box::pin(Reader::open(&self.options, &mut self.turns)).await;
+        self.reader = Some(opened.map_err(|error| Problem::Lost(error.to_string()))?);
         // Order: what was printed is acknowledged before it could come again.
         self.settle().await?;
         if self.member.is_some() {

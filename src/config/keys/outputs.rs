@@ -201,7 +201,7 @@ fn transaction(r: &mut Reader, buffer: &buffer::Options) -> drain::TransactionLi
         Key {
             name: "kafka.transaction_events",
             meaning: "With exactly_once: most events in a transaction; with redis.ping_after = \"delivered\" their pings, of \
-                      some 300 bytes each, wait in memory for its commit.",
+                      some 300 bytes each, wait in memory for its commit, and then as many again for room in redis.queue.",
             delivery: "As kafka.transaction_bytes.",
         },
         20_000,

@@ -42,6 +42,7 @@ pub(super) fn redis(r: &mut Reader) -> Option<Redis> {
         },
         "redis-password",
     );
+    let sentinel_login = sentinel_login(r, url.as_ref().is_some_and(|url| url.master.is_some()));
     let tls = security::tls_files(r, &security::REDIS, url.as_ref().is_some_and(|url| url.tls));
     let mode = mode(r);
     let (channel, aggregate) = channels(r, mode);
@@ -66,8 +67,8 @@ pub(super) fn redis(r: &mut Reader) -> Option<Redis> {
         master,
         tls,
         database,
-        username,
-        password,
+        login: redis::Login { username, password },
+        sentinel_login,
         queue_max,
         payload_queue_bytes_max,
         max_age,
@@ -78,6 +79,37 @@ pub(super) fn redis(r: &mut Reader) -> Option<Redis> {
     let [channel, aggregate] = [channel, aggregate].map(|template| template.filter(|_| mode.publishes));
     let plan = Plan { channel, aggregate, stream: stream.filter(|_| mode.adds) };
     Some(Redis { options, plan, ping_after })
+}
+
+/// What a Sentinel gets that asks for a login.
+fn sentinel_login(r: &mut Reader, is_sentinel: bool) -> redis::Login {
+    const USERNAME: &str = "redis.sentinel_username";
+    const PASSWORD_FILE: &str = "redis.sentinel_password_file";
+    let username = r.optional_text(
+        Key { name: USERNAME, meaning: "ACL user at the Sentinels.", delivery: "" },
+        "1 to 256 bytes",
+        ("a Sentinel gets what Redis gets, if it asks for a login", "fieldpost"),
+        |text| parse::length(text, 256).map(str::to_owned),
+    );
+    let password = r.secret_or(
+        "redis.sentinel_password",
+        Key {
+            name: PASSWORD_FILE,
+            meaning: "File that holds the Sentinels' password and nothing else; or the variable \
+                      FIELDPOST_REDIS__SENTINEL_PASSWORD.",
+            delivery: "",
+        },
+        ("a Sentinel gets what Redis gets, if it asks for a login", "sentinel-password"),
+    );
+    for (name, is_set) in [(USERNAME, username.is_some()), (PASSWORD_FILE, password.is_some())] {
+        r.relation(
+            !is_set || is_sentinel,
+            name,
+            &["redis.url"],
+            "needs redis+sentinel:// in redis.url".to_owned(),
+        );
+    }
+    redis::Login { username, password }
 }
 
 fn mode(r: &mut Reader) -> Mode {

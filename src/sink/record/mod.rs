@@ -1,7 +1,7 @@
 //! From a stored event to a Kafka record: topic, key, headers and the value in the configured format. Nothing is
 //! allocated per event.
 
-mod avro;
+pub mod avro;
 mod cloudevents;
 pub mod envelope;
 pub mod headers;

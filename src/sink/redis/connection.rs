@@ -10,8 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::{Address, Options, RedisError};
-use crate::secret::Password;
+use super::{Address, Login, Options, PASSWORD_KEY, RedisError, Turns};
 use crate::tls;
 
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -31,11 +30,18 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// Opens one at the first address that is of use, each within `options.timeout`.
+    ///
+    /// Cancel safe: yes, dropping it closes the connection.
+    pub(super) async fn open(options: &Options, turns: &mut Turns) -> Result<Self, RedisError> {
+        turns.walk(options, |turn| Self::at(options, turn)).await
+    }
+
     /// Connects, authenticates and sees one answer, all within `options.timeout`. `turn` says which of the addresses is
     /// tried, or which Sentinel is asked.
     ///
     /// Cancel safe: yes, dropping it closes the connection.
-    pub(super) async fn open(options: &Options, turn: usize) -> Result<Self, RedisError> {
+    pub(super) async fn at(options: &Options, turn: usize) -> Result<Self, RedisError> {
         within(options.timeout, async {
             let address = place(options, turn).await?;
             let mut connection = Self::connect(options, address).await?;
@@ -56,10 +62,10 @@ impl Connection {
     /// PING comes first, so that a peer that is loading, full or no Redis at all is not taken for one that refuses
     /// the credentials.
     async fn greet(&mut self, options: &Options) -> Result<(), RedisError> {
-        let login = options.username.is_some() || options.password.is_some();
-        self.say_ping(options, login).await?;
-        if login {
-            self.log_in(options).await?;
+        let login = &options.login;
+        self.say_ping(options, login.is_set()).await?;
+        if login.is_set() {
+            self.log_in(login, PASSWORD_KEY).await?;
         }
         if options.database != 0 {
             let mut select = redis::cmd("SELECT");
@@ -87,12 +93,11 @@ impl Connection {
         }
     }
 
-    async fn log_in(&mut self, options: &Options) -> Result<(), RedisError> {
+    async fn log_in(&mut self, login: &Login, key: &'static str) -> Result<(), RedisError> {
         // A user without a password (`nopass`) takes any.
-        let password = options.password.as_ref().map(Password::read).transpose();
-        let password = password.map_err(|error| RedisError::File(error.into(), "redis.password_file"))?;
+        let password = login.read(key)?;
         let mut auth = redis::cmd("AUTH");
-        auth.arg(&options.username).arg(password.as_ref().map_or("", |password| password.reveal()));
+        auth.arg(&login.username).arg(password.as_ref().map_or("", |password| password.reveal()));
         refused("AUTH", &self.tell(&auth).await?)
     }
 
@@ -118,16 +123,12 @@ pub(super) async fn place(options: &Options, turn: usize) -> Result<Address, Red
         return Err(RedisError::Protocol("redis.url names no address".to_owned()));
     };
     let Some(name) = &options.master else { return Ok(address.clone()) };
-    let mut sentinel = Connection::connect(options, address.clone()).await?;
-    let has_login = options.username.is_some() || options.password.is_some();
-    // A Sentinel gets the password only if it asks for one.
-    if sentinel.say_ping(options, has_login).await? {
-        sentinel.log_in(options).await?;
-    }
-    let mut command = redis::cmd("SENTINEL");
-    command.arg("get-master-addr-by-name").arg(name);
-    let answer = sentinel.tell(&command).await?;
-    refused("SENTINEL", &answer)?;
+    let answer = ask_sentinel(options, address, name).await.map_err(|error| match error {
+        RedisError::Denied { command, answer } => {
+            RedisError::DeniedBySentinel { sentinel: address.clone(), command, answer }
+        }
+        error => error,
+    })?;
     let unknown = |reason: &str| RedisError::Master {
         sentinel: address.clone(),
         name: name.clone(),
@@ -139,6 +140,20 @@ pub(super) async fn place(options: &Options, turn: usize) -> Result<Address, Red
         Err(_) => return Err(unknown("its answer is not understood: is it a Sentinel?")),
     };
     Ok(Address { host, port })
+}
+
+async fn ask_sentinel(options: &Options, address: &Address, name: &str) -> Result<Value, RedisError> {
+    let mut sentinel = Connection::connect(options, address.clone()).await?;
+    let (login, key) = options.login_at_sentinel();
+    // A Sentinel gets the password only if it asks for one.
+    if sentinel.say_ping(options, login.is_set()).await? {
+        sentinel.log_in(login, key).await?;
+    }
+    let mut command = redis::cmd("SENTINEL");
+    command.arg("get-master-addr-by-name").arg(name);
+    let answer = sentinel.tell(&command).await?;
+    refused("SENTINEL", &answer)?;
+    Ok(answer)
 }
 
 /// Runs a connection's driver until `answer` is there.

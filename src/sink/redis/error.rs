@@ -67,6 +67,19 @@ pub enum RedisError {
         /// The error answer.
         answer: String,
     },
+    /// The same of a Sentinel. Ask the next one; slowly, if each refuses.
+    #[error(
+        "the Sentinel {sentinel} refuses {command}: {answer}; see redis.sentinel_username and redis.sentinel_password_file: \
+         without them it gets what Redis gets"
+    )]
+    DeniedBySentinel {
+        /// Who was asked.
+        sentinel: Address,
+        /// The command that was refused.
+        command: &'static str,
+        /// The error answer.
+        answer: String,
+    },
     /// Redis does not do this one thing now, and others very well: a human is needed. The connection stays.
     #[error("Redis cannot do {command}: {answer}{remedy}")]
     Unable {
@@ -125,7 +138,10 @@ impl RedisError {
 
     /// Whether only a human mends it.
     pub(super) fn is_denied(&self) -> bool {
-        matches!(self, Self::Denied { .. } | Self::Tls { .. } | Self::File(..))
+        matches!(
+            self,
+            Self::Denied { .. } | Self::DeniedBySentinel { .. } | Self::Tls { .. } | Self::File(..)
+        )
     }
 
     /// Whether the connection is as good as before.

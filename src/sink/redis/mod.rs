@@ -12,7 +12,8 @@
 //!     └── error, time-out ───────────────────────────────────────────────┘ (backoff; what a human must mend: slower)
 //! ```
 //!
-//! Each try takes the next address of `redis.url`; with Sentinel it is the next Sentinel that is asked for the master.
+//! A try goes through the addresses of `redis.url` until one is of use, from the one behind that which was lost; with Sentinel
+//! it is the Sentinels that are asked in turn for the master.
 //! Nothing is sent on an idle link and no timer runs, unless there are files to look after, streams to trim, or pings held
 //! back until the end of a window (`coalesce`): a peer that closes is noticed at once, one that vanished at the next ping.
 //! When a file of a password or certificate changed, a new connection takes the old one's place, if it can be made.
@@ -31,6 +32,7 @@ pub mod streams;
 pub mod subscription;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -42,13 +44,17 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::ping::Ping;
-use crate::secret::Password;
+use crate::secret::{Password, Secret};
 use crate::stats::Stats;
 use crate::tls;
 
 pub use coalesce::Coalesce;
 pub use error::RedisError;
 pub use probe::{Probed, probe};
+pub use turns::Turns;
+
+/// The key of Redis' own password.
+const PASSWORD_KEY: &str = "redis.password_file";
 
 /// A host and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +75,7 @@ impl fmt::Display for Address {
 /// How Redis is reached and how long it may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Where it is, or where its Sentinels are; tried in turn. At least one.
+    /// Where it is, or where its Sentinels are; tried in turn ([`Turns`]). At least one.
     pub addresses: Vec<Address>,
     /// The name under which Sentinels know the master; `None`: the addresses are those of Redis itself.
     pub master: Option<String>,
@@ -77,10 +83,10 @@ pub struct Options {
     pub tls: Option<tls::Options>,
     /// Database number; PUBLISH does not depend on it, streams and ACLs of some set-ups do.
     pub database: i64,
-    /// ACL user.
-    pub username: Option<String>,
-    /// Password; read whenever a connection is made.
-    pub password: Option<Password>,
+    /// How Redis lets the agent in.
+    pub login: Login,
+    /// How a Sentinel does that asks for it; without anything in it: as Redis.
+    pub sentinel_login: Login,
     /// Most pings waiting; one more is dropped and counted.
     pub queue_max: usize,
     /// Most bytes of payloads that wait with them.
@@ -93,6 +99,28 @@ pub struct Options {
     pub streams: Option<StreamOptions>,
     /// Longest wait for a connection or for the answer to one pipeline.
     pub timeout: Duration,
+}
+
+/// A user and a password; neither: none is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Login {
+    /// ACL user.
+    pub username: Option<String>,
+    /// Password; read whenever a connection is made.
+    pub password: Option<Password>,
+}
+
+impl Login {
+    /// Whether anything is sent.
+    fn is_set(&self) -> bool {
+        self.username.is_some() || self.password.is_some()
+    }
+
+    /// The password of `key`, if there is one.
+    fn read(&self, key: &'static str) -> Result<Option<Secret>, RedisError> {
+        let password = self.password.as_ref().map(Password::read).transpose();
+        password.map_err(|error| RedisError::File(error.into(), key))
+    }
 }
 
 /// How long streams become, and how many.
@@ -109,8 +137,18 @@ pub struct StreamOptions {
 impl Options {
     /// The files that are read for each connection.
     fn files(&self) -> impl Iterator<Item = PathBuf> + '_ {
-        let password = self.password.as_ref().and_then(Password::path).map(PathBuf::from);
-        self.tls.iter().flat_map(tls::Options::paths).chain(password)
+        let passwords = [&self.login, &self.sentinel_login].into_iter().flat_map(|login| &login.password);
+        let passwords = passwords.filter_map(Password::path).map(PathBuf::from);
+        self.tls.iter().flat_map(tls::Options::paths).chain(passwords)
+    }
+
+    /// What a Sentinel gets, and the key of its password.
+    fn login_at_sentinel(&self) -> (&Login, &'static str) {
+        if self.sentinel_login.is_set() {
+            (&self.sentinel_login, "redis.sentinel_password_file")
+        } else {
+            (&self.login, PASSWORD_KEY)
+        }
     }
 
     /// All addresses, for people.

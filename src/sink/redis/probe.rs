@@ -4,7 +4,7 @@ use redis::Value;
 
 use super::connection::{Connection, refused, within};
 use super::pipeline::{Outgoing, entry};
-use super::{Options, RedisError};
+use super::{Options, RedisError, Turns};
 use crate::ping::Ping;
 
 /// What `fieldpost check` tells about Redis.
@@ -25,23 +25,16 @@ const REPLICA: &str = "this is a replica: a ping that is published here reaches 
 /// twice `redis.timeout` for each address.
 ///
 /// # Errors
-/// [`RedisError`] of the last address, as the sink would meet it; [`RedisError::Denied`] also when something is not permitted.
+/// [`RedisError`] as the sink would meet it; [`RedisError::Denied`] also when something is not permitted.
 ///
 /// Cancel safe: yes, dropping it closes the connection.
 pub async fn probe(options: &Options, ping: Ping) -> Result<Probed, RedisError> {
     let load = Outgoing { is_published: ping.is_published(), is_added: ping.stream().is_some(), ping };
-    let mut turn = 0;
-    loop {
-        let probed = probe_one(options, turn, &load).await;
-        turn += 1;
-        if probed.is_ok() || turn >= options.addresses.len() {
-            return probed;
-        }
-    }
+    Turns::default().walk(options, |turn| probe_one(options, turn, &load)).await
 }
 
 async fn probe_one(options: &Options, turn: usize, load: &Outgoing) -> Result<Probed, RedisError> {
-    let mut connection = Box::pin(Connection::open(options, turn)).await?;
+    let mut connection = Box::pin(Connection::at(options, turn)).await?;
     within(options.timeout, async {
         let mut product = product(&connection.tell(redis::cmd("INFO").arg("server")).await?);
         if options.master.is_some() {

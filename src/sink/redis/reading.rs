@@ -6,7 +6,7 @@ use redis::Value;
 
 use super::connection::{Connection, refused, within};
 use super::streams::{self, Found, fields, text};
-use super::{Options, RedisError};
+use super::{Options, RedisError, Turns};
 
 /// An entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,14 +41,14 @@ impl std::fmt::Debug for Reader {
 }
 
 impl Reader {
-    /// Connects to the address whose `turn` it is, within `redis.timeout`.
+    /// Connects to the first address that is of use, each within `redis.timeout`.
     ///
     /// # Errors
     /// [`RedisError`].
     ///
     /// Cancel safe: yes, dropping it closes the connection.
-    pub async fn open(options: &Options, turn: usize) -> Result<Self, RedisError> {
-        let connection = Box::pin(Connection::open(options, turn)).await?;
+    pub async fn open(options: &Options, turns: &mut Turns) -> Result<Self, RedisError> {
+        let connection = Box::pin(Connection::open(options, turns)).await?;
         Ok(Self { connection, timeout: options.timeout })
     }
 

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use self::sending::published;
 use super::coalesce::Coalescer;
 use super::connection::Connection;
-use super::{Options, RedisError};
+use super::{Options, RedisError, Turns};
 use crate::backoff::Backoff;
 use crate::files::{self, Watched};
 use crate::log::Limited;
@@ -57,8 +57,7 @@ pub(super) struct Sink {
     pings: mpsc::Receiver<Ping>,
     stats: Arc<Stats>,
     stop: CancellationToken,
-    /// Which address is next.
-    turn: usize,
+    turns: Turns,
     backoff: Backoff,
     backoff_denied: Backoff,
     said: Said,
@@ -85,7 +84,7 @@ impl Sink {
             pings,
             stats,
             stop,
-            turn: 0,
+            turns: Turns::default(),
             backoff: Backoff::new(RECONNECT.0, RECONNECT.1),
             backoff_denied: Backoff::new(RECONNECT_DENIED.0, RECONNECT_DENIED.1),
             said: Said::Nothing,
@@ -110,15 +109,16 @@ impl Sink {
     }
 
     async fn connecting(&mut self) -> State {
-        let (options, turn) = (Arc::clone(&self.options), self.turn);
+        let (options, mut turns) = (Arc::clone(&self.options), self.turns);
         // Order: looked at before they are read; see `Watched::new`.
         self.watched.is_changed();
         // Boxed: what a handshake needs is given back once the link is up.
-        let open = Box::pin(async move { Connection::open(&options, turn).await });
-        match self.discarding(open).await {
-            None => State::Stopped,
-            Some(Err(error)) => self.failed(&error),
-            Some(Ok(connection)) => {
+        let open = Box::pin(async move { (Connection::open(&options, &mut turns).await, turns) });
+        let Some((opened, turns)) = self.discarding(open).await else { return State::Stopped };
+        self.turns = turns;
+        match opened {
+            Err(error) => self.failed(&error),
+            Ok(connection) => {
                 self.backoff_denied.reset();
                 self.say_up(&connection);
                 State::Connected(connection)
@@ -142,7 +142,7 @@ impl Sink {
     /// After a file changed: a connection by the new ones, if that works. Pings wait meanwhile, for at most
     /// `redis.timeout`.
     async fn renewed(&mut self, connection: Connection) -> Connection {
-        match Box::pin(Connection::open(&self.options, self.turn)).await {
+        match Box::pin(Connection::at(&self.options, self.turns.now())).await {
             Ok(renewed) => {
                 tracing::info!("Redis link made anew from changed files");
                 renewed
@@ -227,7 +227,7 @@ impl Sink {
 
     fn failed(&mut self, error: &RedisError) -> State {
         self.say_down(error);
-        self.turn = self.turn.wrapping_add(1);
+        self.turns.pass();
         self.drop_held();
         let backoff = if error.is_denied() { &mut self.backoff_denied } else { &mut self.backoff };
         State::Waiting(backoff.delay())
@@ -249,8 +249,8 @@ impl Sink {
     }
 
     fn drop_ping(&self, ping: &Ping) {
-        self.stats.pings_dropped.add(u64::from(ping.is_published()));
-        self.stats.stream_entries_dropped.add(u64::from(ping.stream().is_some()));
+        self.stats.pings_dropped.link_down.add(u64::from(ping.is_published()));
+        self.stats.stream_entries_dropped.link_down.add(u64::from(ping.stream().is_some()));
     }
 
     fn say_up(&mut self, connection: &Connection) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::Value;
 
 use super::connection::{Connection, refused, within};
-use super::{Options, RedisError};
+use super::{Options, RedisError, Turns};
 
 /// Keys that Redis looks at for one answer to `SCAN`.
 const SCAN_COUNT: usize = 1000;
@@ -59,23 +59,15 @@ pub fn id_ms(id: &str) -> Option<u64> {
     id.split_once('-')?.0.parse().ok()
 }
 
-/// Looks at the streams whose key matches `pattern`, at most `streams_max` of them. Each of the first addresses is tried
-/// until one answers; each question may take `redis.timeout`.
+/// Looks at the streams whose key matches `pattern`, at most `streams_max` of them. Each question may take
+/// `redis.timeout`, at each address that is tried.
 ///
 /// # Errors
 /// [`RedisError`]: nothing can be told.
 ///
 /// Cancel safe: yes, dropping it closes the connection.
 pub async fn streams(options: &Options, pattern: &str, streams_max: usize) -> Result<Found, RedisError> {
-    let mut turn = 0;
-    let mut connection = loop {
-        let opened = Box::pin(Connection::open(options, turn)).await;
-        turn += 1;
-        match opened {
-            Err(_) if turn < options.addresses.len() => {}
-            opened => break opened?,
-        }
-    };
+    let mut connection = Box::pin(Connection::open(options, &mut Turns::default())).await?;
     look(&mut connection, options.timeout, pattern, streams_max).await
 }
 

@@ -8,8 +8,7 @@ use redis::{
 };
 
 use super::connection::{Driver, driven, place, stream, within};
-use super::{Options, RedisError};
-use crate::secret::Password;
+use super::{Options, PASSWORD_KEY, RedisError, Turns};
 
 /// On a quiet subscription Redis is asked so often whether it is still there.
 const QUIET_MAX: Duration = Duration::from_secs(15);
@@ -39,14 +38,23 @@ impl std::fmt::Debug for Subscription {
 }
 
 impl Subscription {
-    /// Subscribes within `redis.timeout`, at the address whose `turn` it is; from then on `take` gets each ping, while
-    /// [`Subscription::ended`] is awaited. It must not wait.
+    /// Subscribes at the first address that is of use, each within `redis.timeout`; from then on `take` gets each ping,
+    /// while [`Subscription::ended`] is awaited. It must not wait.
     ///
     /// # Errors
     /// [`RedisError`]: nothing is subscribed.
     ///
     /// Cancel safe: yes, dropping it closes the connection.
     pub async fn open(
+        options: &Options,
+        turns: &mut Turns,
+        pattern: &str,
+        take: impl Fn(Heard) + Clone + Send + Sync + 'static,
+    ) -> Result<Self, RedisError> {
+        turns.walk(options, |turn| Self::at(options, turn, pattern, take.clone())).await
+    }
+
+    async fn at(
         options: &Options,
         turn: usize,
         pattern: &str,
@@ -101,11 +109,10 @@ impl Subscription {
 fn settings(options: &Options) -> Result<RedisConnectionInfo, RedisError> {
     let mut settings =
         RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
-    if let Some(username) = &options.username {
+    if let Some(username) = &options.login.username {
         settings = settings.set_username(username);
     }
-    let password = options.password.as_ref().map(Password::read).transpose();
-    if let Some(password) = password.map_err(|error| RedisError::File(error.into(), "redis.password_file"))? {
+    if let Some(password) = options.login.read(PASSWORD_KEY)? {
         settings = settings.set_password(password.reveal());
     }
     Ok(settings)

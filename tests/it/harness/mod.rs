@@ -8,7 +8,7 @@
 //! - [`manager`]: a service manager.
 //! - [`http`]: a client of the agent's HTTP interface.
 //! - [`kafka`]: topics, and reading them back.
-//! - [`registry`]: a Schema Registry of the test's own.
+//! - [`registry`]: a Schema Registry of the test's own, and [`sentinel`]: a Redis Sentinel.
 //! - [`mod@wait`]: the one way to wait for something.
 //!
 //! Tests run at the same time against the same services, so each takes names of its own ([`unique`]) for
@@ -22,6 +22,7 @@ pub(crate) mod kafka;
 pub(crate) mod manager;
 pub(crate) mod mqtt;
 pub(crate) mod registry;
+pub(crate) mod sentinel;
 pub(crate) mod services;
 pub(crate) mod tap;
 pub(crate) mod unix;

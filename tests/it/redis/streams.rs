@@ -1,7 +1,6 @@
 //! Streams: groups that count, lengths, and a Redis that takes none.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::{Child, Command, Stdio};
 
 use redis::{Connection, FromRedisValue, Value};
 use serde_json::json;
@@ -10,17 +9,18 @@ use super::volume::of_status;
 use super::{Listener, ping_of, wait_link};
 use crate::harness::agent::{Agent, Config};
 use crate::harness::flow::{Pace, Producer, line_of};
+use crate::harness::sentinel::Sentinel;
 use crate::harness::services::{Private, Service, Shared};
 use crate::harness::unique;
 use crate::harness::wait::{USUAL, eventually};
 
-fn connect(url: &str) -> Connection {
+pub(super) fn connect(url: &str) -> Connection {
     redis::Client::open(url).unwrap().get_connection().unwrap()
 }
 
 /// The answer to a command, words separated by spaces.
 #[track_caller]
-fn ask<T: FromRedisValue>(connection: &mut Connection, words: &str) -> T {
+pub(super) fn ask<T: FromRedisValue>(connection: &mut Connection, words: &str) -> T {
     let mut command = redis::Cmd::new();
     words.split(' ').for_each(|word| {
         command.arg(word);
@@ -28,12 +28,12 @@ fn ask<T: FromRedisValue>(connection: &mut Connection, words: &str) -> T {
     command.query(connection).unwrap_or_else(|error| panic!("{words}: {error}"))
 }
 
-fn length(connection: &mut Connection, stream: &str) -> u64 {
+pub(super) fn length(connection: &mut Connection, stream: &str) -> u64 {
     ask(connection, &format!("XLEN {stream}"))
 }
 
 /// An entry: its id and fields.
-type Entry = (String, BTreeMap<String, String>);
+pub(super) type Entry = (String, BTreeMap<String, String>);
 
 /// An agent without Kafka that adds to `STREAM:{type}`.
 fn agent(url: &str, stream: &str, mode: &str, configure: impl FnOnce(&mut Config)) -> Agent {
@@ -47,7 +47,7 @@ fn agent(url: &str, stream: &str, mode: &str, configure: impl FnOnce(&mut Config
 }
 
 /// `fieldpost streams status` with its exit code.
-fn status(agent: &Agent, words: &[&str]) -> (Option<i32>, serde_json::Value) {
+pub(super) fn status(agent: &Agent, words: &[&str]) -> (Option<i32>, serde_json::Value) {
     let output = agent.command(&[&["streams", "status", "--json"], words].concat()).output().unwrap();
     let report = serde_json::from_slice(&output.stdout);
     let said = String::from_utf8_lossy(&output.stderr);
@@ -173,12 +173,12 @@ fn a_redis_without_memory_takes_pings_and_no_entries_until_it_has_some() {
 }
 
 /// `host:port` of a URL.
-fn place(redis: &Private) -> &str {
+pub(super) fn place(redis: &Private) -> &str {
     redis.address().trim_start_matches("redis://").trim_end_matches('/')
 }
 
 /// A Redis that follows `master`, once it has caught up.
-fn replica_of(master: &Private) -> Private {
+pub(super) fn replica_of(master: &Private) -> Private {
     let (host, port) = place(master).split_once(':').unwrap();
     let replica = Private::with_settings(Service::Redis, &format!("replicaof {host} {port}"));
     let mut connection = connect(replica.address());
@@ -244,31 +244,15 @@ fn check_tells_which_right_is_missing_and_leaves_nothing_behind() {
     assert!(keys.is_empty(), "{keys:?}");
 }
 
-/// A Sentinel of the test's own; killed when it is dropped.
-struct Sentinel(Child);
-
-impl Drop for Sentinel {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn a_failover_by_sentinel_is_followed() {
     let master = Private::redis();
     let replica = replica_of(&master);
-    let folder = tempfile::tempdir().unwrap();
     let (port, (host, master_port)) = (master.spare_port(), place(&master).split_once(':').unwrap());
-    let file = folder.path().join("sentinel.conf");
-    let settings = format!(
-        "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor main {host} {master_port} 1\n\
-         sentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 5000\n",
-        folder.path().display()
-    );
-    std::fs::write(&file, settings).unwrap();
-    let sentinel = Command::new("redis-server").arg(&file).arg("--sentinel").stdout(Stdio::null()).spawn();
-    let _sentinel = Sentinel(sentinel.expect("redis-server is installed"));
+    let _sentinel = Sentinel::start(&format!(
+        "port {port}\nsentinel monitor main {host} {master_port} 1\n\
+         sentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 5000\n"
+    ));
     let sentinel = format!("redis://127.0.0.1:{port}/");
     eventually("the Sentinel knows the replica", USUAL, || {
         let mut connection = redis::Client::open(sentinel.as_str()).ok()?.get_connection().ok()?;

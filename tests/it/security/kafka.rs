@@ -274,3 +274,49 @@ fn rotate(secured: &Secured, delivery: &str) {
     assert_eq!(agent.log_count("Kafka link down"), 0);
     assert_eq!(agent.log_count(MADE_ANEW), 3);
 }
+
+#[test]
+fn tail_reads_a_topic_over_tls_with_a_login() {
+    let secured = Secured::start();
+    let (pki, topic) = (&secured.pki, secured.topic());
+    let added = "SCRAM-SHA-512=[password=scram-secret]";
+    let user = ["--alter", "--entity-type", "users", "--entity-name", "agent", "--add-config", added];
+    kafka_tool(
+        "kafka.admin.ConfigCommand",
+        &[&["--bootstrap-server", secured.kafka.address()], &user[..]].concat(),
+    );
+    pki.write("right", b"scram-secret");
+    pki.write("wrong", b"wrong-secret");
+    let mut agent = secured.agent(secured.kafka.spare_port_of(5), &topic, |config| {
+        config.set("kafka.sasl_mechanism", "SCRAM-SHA-512").set("kafka.username", "agent");
+        config.set("kafka.password_file", pki.text("right"));
+    });
+    hand_in(&agent, "s");
+    secured.arrives(&topic);
+    let words = ["tail", "--from", "kafka", "--offset", "beginning", "--until", "end", "--json"];
+    let read = |agent: &Agent| {
+        let output = agent.command(&words).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, shown, said) = read(&agent);
+    assert!(
+        code == Some(0) && shown.lines().count() == 1 && shown.contains("\"id\":\"s-0\""),
+        "{shown}{said}"
+    );
+    for (key, file, part) in [
+        ("kafka.ca_file", "other-ca.pem", "set kafka.ca_file"),
+        ("kafka.password_file", "wrong", "kafka.password_file"),
+    ] {
+        let right = if file == "wrong" { "right" } else { "ca.pem" };
+        agent.reconfigure(|config| {
+            config.set(key, pki.text(file));
+        });
+        let (code, shown, said) = read(&agent);
+        assert!(code == Some(75) && shown.is_empty() && said.contains(part), "{code:?} {said}");
+        assert!(!said.contains("wrong-secret"), "{said}");
+        agent.reconfigure(|config| {
+            config.set(key, pki.text(right));
+        });
+    }
+}

@@ -6,9 +6,11 @@ use super::pki::{Flaw, Pki};
 use super::{MENDED, explained, said};
 use crate::harness::agent::{Agent, Config};
 use crate::harness::flow::line_of;
+use crate::harness::sentinel::Sentinel;
 use crate::harness::services::{Private, Service};
 use crate::harness::unique;
 use crate::harness::wait::{USUAL, eventually, scaled};
+use crate::tail::Tail;
 
 /// TLS beside the plain port, on which tests listen.
 const TLS: &str = "
@@ -17,6 +19,8 @@ tls-ca-cert-file @PKI@/ca.pem
 tls-cert-file @PKI@/server.pem
 tls-key-file @PKI@/server.key
 user agent on >right +ping +publish &events:probe:*
+user watcher on >right +@all ~* &*
+# @SPARE_PORT_2@ is a Sentinel's.
 ";
 
 struct Secured {
@@ -163,4 +167,120 @@ fn rotation_drops_no_ping_and_what_does_not_work_does_not_take_over() {
     assert_eq!(agent.stop().code(), Some(0));
     let status = agent.log().into_iter().rfind(|line| line.contains("pings ")).expect("a status line");
     assert!(status.contains(&format!("pings {sent} (dropped 0)")), "{sent}: {status}");
+}
+
+/// A Sentinel that speaks TLS alone and wants a password that Redis does not know.
+fn sentinel_of(secured: &Secured) -> Sentinel {
+    const SETTINGS: &str = "
+port 0
+tls-port @SENTINEL@
+tls-ca-cert-file @PKI@/ca.pem
+tls-cert-file @PKI@/server.pem
+tls-key-file @PKI@/server.key
+tls-auth-clients no
+tls-replication yes
+requirepass guard-secret
+sentinel monitor main 127.0.0.1 @REDIS@ 1
+";
+    let settings = SETTINGS.replace("@SENTINEL@", &secured.redis.spare_port_of(2).to_string());
+    let settings = settings.replace("@REDIS@", &secured.redis.spare_port().to_string());
+    Sentinel::start(&secured.pki.settings(&settings))
+}
+
+#[test]
+fn a_sentinel_with_tls_and_a_password_of_its_own_and_which_of_two_is_wrong_is_said() {
+    let secured = Secured::start(Flaw::None, "no");
+    let _sentinel = sentinel_of(&secured);
+    let pki = &secured.pki;
+    pki.write("guard", b"guard-secret");
+    pki.write("own-guard", b"wrong-secret");
+    pki.write("own-password", b"wrong-secret");
+    let port = secured.redis.spare_port_of(2);
+    let with = |guard: Option<&str>, password: &str| {
+        let (guard, password) = (guard.map(|name| pki.text(name)), pki.text(password));
+        move |config: &mut Config| {
+            config.redis(&format!("rediss+sentinel://localhost:{port}/main"));
+            config.set("redis.password_file", password);
+            if let Some(guard) = guard {
+                config.set("redis.sentinel_password_file", guard);
+            }
+        }
+    };
+    const DOWN: &str = "Redis link down: pings are dropped until somebody";
+    let good = secured.agent(with(Some("guard"), "password"));
+    secured.works(&good);
+    let wrong_guard = secured.agent(with(Some("own-guard"), "password"));
+    let wrong_password = secured.agent(with(Some("guard"), "own-password"));
+    let without = secured.agent(with(None, "password"));
+    let stranger = secured.agent(|config| {
+        with(Some("guard"), "password")(config);
+        config.set("redis.ca_file", pki.text("other-ca.pem"));
+    });
+    let place = format!("the Sentinel localhost:{port} refuses AUTH");
+    explained(&wrong_guard, DOWN, &[&place, "redis.sentinel_password_file"]);
+    explained(&without, DOWN, &[&place, "redis.sentinel_password_file"]);
+    explained(&wrong_password, DOWN, &["Redis refuses AUTH", "redis.username and redis.password_file"]);
+    explained(&stranger, DOWN, &["set redis.ca_file"]);
+    for (agent, part) in [(&wrong_guard, "sentinel_password_file"), (&wrong_password, "see redis.username")] {
+        let output = agent.command(&["tail", "--from", "redis"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(75) && said.contains(part), "{output:?}");
+        assert!(!format!("{said}{}", agent.log().join("\n")).contains("wrong-secret"));
+    }
+    pki.write("own-guard", b"guard-secret");
+    pki.write("own-password", b"right");
+    secured.works(&wrong_guard);
+    secured.works(&wrong_password);
+}
+
+#[test]
+fn tail_listens_and_reads_streams_over_tls() {
+    let secured = Secured::start(Flaw::None, "no");
+    let pki = &secured.pki;
+    let watcher = |config: &mut Config| {
+        config.set("redis.username", "watcher").set("redis.mode", "both");
+    };
+    let agent = secured.agent(watcher);
+    agent.wait_log("Redis link up", USUAL);
+    let source = unique("s");
+    let mut tail = Tail::start(&agent, &["--from", "redis", "--json", "--count", "1"]);
+    let mut client = agent.unix();
+    let mut sent = 0;
+    // Sent again: what comes before the subscription is heard by nobody.
+    eventually("a ping is heard", USUAL, || {
+        client.send_line(&line_of(&source, sent, 10));
+        sent += 1;
+        client.wait_ack(sent, USUAL);
+        (!tail.shown().is_empty()).then_some(())
+    });
+    assert_eq!(tail.wait_exit().code(), Some(0));
+    assert_eq!(tail.events(1)[0]["source_id"], source.as_str());
+    let count = sent.to_string();
+    let words = ["--from", "streams", "--json", "--after", "0", "--count", &count];
+    let mut tail = Tail::start(&agent, &words);
+    assert_eq!(tail.wait_exit().code(), Some(0));
+    assert_eq!(tail.events(1)[0]["id"], format!("{source}-0"));
+    pki.write("own-password", b"wrong-secret");
+    for (key, file, part) in [
+        (
+            "redis.ca_file",
+            "other-ca.pem",
+            "no authority that the agent trusts has signed the server's certificate: set redis.ca_file",
+        ),
+        ("redis.password_file", "own-password", "see redis.username and redis.password_file"),
+    ] {
+        let stranger = Agent::prepare(|config| {
+            config.kafka("127.0.0.1:9", "nowhere");
+            config.redis(&format!("rediss://localhost:{}", secured.redis.spare_port()));
+            config.set("redis.ca_file", pki.text("ca.pem")).set("redis.password_file", pki.text("password"));
+            watcher(config);
+            config.set(key, pki.text(file));
+        });
+        for from in ["redis", "streams"] {
+            let output = stranger.command(&["tail", "--from", from]).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.code() == Some(75) && said.contains(part), "{from}: {output:?}");
+            assert!(!said.contains("wrong-secret"), "{said}");
+        }
+    }
 }

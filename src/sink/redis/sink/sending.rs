@@ -54,7 +54,7 @@ impl Sink {
                 Taken::Now(ping) => load.push(published(ping)),
                 Taken::Held => {}
                 Taken::Replaced => self.stats.pings_coalesced.add(1),
-                Taken::NoRoom => self.stats.pings_dropped.add(1),
+                Taken::NoRoom => self.stats.pings_dropped.queue_full.add(1),
             }
         }
         load
@@ -78,8 +78,10 @@ impl Sink {
                     Ok(sent) => {
                         self.stats.pings_out.add(sent.published);
                         self.stats.stream_entries_out.add(sent.added);
-                        self.stats.pings_dropped.add(published.saturating_sub(sent.published));
-                        self.stats.stream_entries_dropped.add(added.saturating_sub(sent.added));
+                        let (pings, entries) =
+                            (&self.stats.pings_dropped, &self.stats.stream_entries_dropped);
+                        pings.refused.add(published.saturating_sub(sent.published));
+                        entries.refused.add(added.saturating_sub(sent.added));
                         self.redis_time = sent.redis_ms.map(|ms| (ms, Instant::now())).or(self.redis_time);
                         result = self.judge(connection, sent.published + sent.added > 0, sent.problem);
                         continue;
@@ -87,8 +89,8 @@ impl Sink {
                     Err(error) => result = Err(error),
                 }
             }
-            self.stats.pings_dropped.add(published);
-            self.stats.stream_entries_dropped.add(added);
+            self.stats.pings_dropped.link_down.add(published);
+            self.stats.stream_entries_dropped.link_down.add(added);
         }
         result
     }
@@ -133,7 +135,7 @@ impl Sink {
                 continue;
             }
             *is_added = false;
-            self.stats.stream_entries_dropped.add(1);
+            self.stats.stream_entries_dropped.too_many_streams.add(1);
             if let Some(suppressed) = TOO_MANY.allow() {
                 let stream = String::from_utf8_lossy(name);
                 tracing::error!(

@@ -61,8 +61,8 @@ fn options(address: Address) -> Options {
         master: None,
         tls: None,
         database: 0,
-        username: None,
-        password: None,
+        login: Login::default(),
+        sentinel_login: Login::default(),
         queue_max: 100,
         payload_queue_bytes_max: 100,
         max_age: PATIENCE,
@@ -70,6 +70,16 @@ fn options(address: Address) -> Options {
         streams: None,
         timeout: TIMEOUT,
     }
+}
+
+fn login(username: Option<&str>, password: &str) -> Login {
+    let username = username.map(str::to_owned);
+    Login { username, password: Some(Password::Given(Secret::new(password))) }
+}
+
+/// Options with so many addresses, none of which is connected to.
+pub(super) fn options_of(addresses: usize) -> Options {
+    Options { addresses: vec![address(1); addresses], ..options(address(1)) }
 }
 
 /// One connection to it, from its side.
@@ -299,7 +309,7 @@ async fn pings_are_dropped_at_once_while_the_link_is_down() {
         sink.link(LinkState::Down).await;
     })
     .await;
-    assert_eq!(stats.pings_dropped.get(), 50);
+    assert_eq!(stats.pings_dropped.link_down.get(), 50);
 }
 
 #[tokio::test]
@@ -390,12 +400,7 @@ async fn the_sink_ends_when_nobody_can_send_any_more() {
 #[tokio::test]
 async fn credentials_and_database_are_told_in_order() {
     let server = Server::start().await;
-    let options = Options {
-        username: Some("gateway".into()),
-        password: Some(Password::Given(Secret::new("hunter2"))),
-        database: 3,
-        ..server.options()
-    };
+    let options = Options { login: login(Some("gateway"), "hunter2"), database: 3, ..server.options() };
     let scenario = async {
         let mut peer = server.accept().await;
         peer.expect("PING").await;
@@ -406,7 +411,7 @@ async fn credentials_and_database_are_told_in_order() {
         peer.say("+OK\r\n").await;
         peer
     };
-    let (opened, _peer) = tokio::join!(Connection::open(&options, 0), scenario);
+    let (opened, _peer) = tokio::join!(Connection::at(&options, 0), scenario);
     opened.map(drop).unwrap();
 }
 
@@ -421,14 +426,13 @@ async fn opened(options: impl FnOnce(Options) -> Options, answers: &[&str]) -> R
             peer.say(answer).await;
         }
     };
-    let (opened, ()) = tokio::join!(Connection::open(&options, 0), scenario);
+    let (opened, ()) = tokio::join!(Connection::at(&options, 0), scenario);
     opened.map(drop).unwrap_err()
 }
 
 #[tokio::test]
 async fn errors_say_what_to_do() {
-    let with_password =
-        |options| Options { password: Some(Password::Given(Secret::new("hunter2"))), ..options };
+    let with_password = |options| Options { login: login(None, "hunter2"), ..options };
     let denied = "see redis.username and redis.password_file";
     let wrong = opened(with_password, &["-NOAUTH no\r\n", "-WRONGPASS invalid password\r\n"]).await;
     assert_eq!(wrong.to_string(), format!("Redis refuses AUTH: WRONGPASS invalid password; {denied}"));
@@ -449,14 +453,14 @@ async fn errors_say_what_to_do() {
 async fn no_connection_and_no_answer_are_told_apart() {
     let server = Server::start().await;
     let mut options = server.options();
-    let silent = Connection::open(&options, 0).await.map(drop).unwrap_err();
+    let silent = Connection::at(&options, 0).await.map(drop).unwrap_err();
     assert_eq!(silent.to_string(), "no answer within 300 ms (redis.timeout)");
     drop(server);
-    let refused = Connection::open(&options, 0).await.map(drop).unwrap_err();
+    let refused = Connection::at(&options, 0).await.map(drop).unwrap_err();
     assert!(matches!(refused, RedisError::Connect { .. }), "{refused}");
     options.addresses = vec![Address { host: "127.0.0.1.invalid".into(), port: 1 }];
     options.timeout = PATIENCE;
-    let unknown = Connection::open(&options, 0).await.map(drop).unwrap_err();
+    let unknown = Connection::at(&options, 0).await.map(drop).unwrap_err();
     assert!(matches!(unknown, RedisError::Connect { .. }), "{unknown}");
 }
 

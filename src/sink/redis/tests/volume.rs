@@ -121,7 +121,7 @@ async fn entries_are_added_and_refusals_of_one_kind_leave_the_other() {
         sink.link(LinkState::Up).await;
     })
     .await;
-    assert_eq!((stats.stream_entries_out.get(), stats.stream_entries_dropped.get()), (1, 7));
+    assert_eq!((stats.stream_entries_out.get(), stats.stream_entries_dropped.refused.get()), (1, 7));
 }
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn only_so_many_streams_are_written() {
         }
         peer.say(&"$15\r\n1700000000000-0\r\n".repeat(3)).await;
         sink.eventually("added", |sink| sink.stats.stream_entries_out.get() == 3).await;
-        assert_eq!(sink.stats.stream_entries_dropped.get(), 1);
+        assert_eq!(sink.stats.stream_entries_dropped.too_many_streams.get(), 1);
     })
     .await;
 }
@@ -245,8 +245,9 @@ async fn each_connection_asks_the_next_sentinel_for_the_master() {
 #[tokio::test]
 async fn a_sentinel_gets_the_password_only_if_it_asks() {
     let server = Server::start().await;
-    let password = Some(Password::Given(Secret::new("hunter2")));
-    let options = Options { master: Some("main".into()), password, ..server.options() };
+    let master = Some("main".into());
+    let options = Options { master, login: login(None, "hunter2"), ..server.options() };
+    let own = Options { sentinel_login: login(Some("gateway"), "own"), ..options.clone() };
     let scenario = async {
         let mut peer = server.accept_up().await;
         peer.expect("SENTINEL get-master-addr-by-name main").await;
@@ -256,14 +257,22 @@ async fn a_sentinel_gets_the_password_only_if_it_asks() {
         peer.say("-NOAUTH Authentication required.\r\n").await;
         peer.expect("AUTH hunter2").await;
         peer.say("-WRONGPASS no\r\n").await;
+        let mut peer = server.accept().await;
+        peer.expect("PING").await;
+        peer.say("-NOAUTH Authentication required.\r\n").await;
+        peer.expect("AUTH gateway own").await;
     };
     let opening = async {
-        let unknown = Connection::open(&options, 0).await.map(drop).unwrap_err();
-        (unknown, Connection::open(&options, 0).await.map(drop).unwrap_err())
+        let unknown = Connection::at(&options, 0).await.map(drop).unwrap_err();
+        let wrong = Connection::at(&options, 0).await.map(drop).unwrap_err();
+        let _ = Connection::at(&own, 0).await;
+        (unknown, wrong)
     };
     let ((unknown, wrong), ()) = tokio::join!(opening, scenario);
     assert_eq!(unknown.to_string(), "Redis answers SENTINEL with an error: ERR unknown command");
-    assert!(wrong.is_denied(), "{wrong}");
+    let (place, wanted) = (server.address(), "see redis.sentinel_username and redis.sentinel_password_file");
+    let text = wrong.to_string();
+    assert!(wrong.is_denied() && text.contains(&place.to_string()) && text.contains(wanted), "{wrong}");
 }
 
 #[tokio::test]
