@@ -111,7 +111,7 @@ fn the_manual_names_each_credential() {
     let unit = read("fieldpost.service");
     let passed: Vec<&str> =
         settings(&unit).into_iter().filter_map(|line| line.strip_prefix("LoadCredential=")).collect();
-    assert_eq!(passed.len(), 10, "{passed:?}");
+    assert_eq!(passed.len(), 11, "{passed:?}");
     for name in passed {
         assert!(manual.contains(&format!("`{name}`")), "{name}");
     }
