@@ -1,10 +1,12 @@
-//! The agent: builds the stages in dependency order, supervises them, stops them in order. The only file that knows
-//! all modules.
+//! The agent: builds the stages in dependency order, supervises them, stops them in order. With [`stages`],
+//! which starts each of them, the only one that knows all modules.
 //!
 //! Start: signals, socket, buffer, producer, then the stages; READY when all of them run. Stop, on the first signal or
 //! when a stage ends by itself: inputs (what they read is settled and answered), drain (within `agent.stop_grace`),
 //! pings and HTTP, losses (the last ones are counted), buffer. A second signal ends everything at once; what was acknowledged is
 //! on disk all the same.
+
+mod stages;
 
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
@@ -13,33 +15,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 
-#[cfg(feature = "http")]
-use crate::buffer::view::Place;
-use crate::buffer::{self, Buffer, Run, WriterThread};
+use crate::alive;
+use crate::buffer::{self, Buffer, WriterThread};
 use crate::cli::exit;
-use crate::config::{self, Config, ConfigErrors, PingAfter, Redis};
-use crate::dead_letter::Store;
-use crate::drain::{self, Drain, DrainError};
-#[cfg(feature = "http")]
-use crate::http;
-use crate::ingest::{Admission, mqtt, unix};
-use crate::losses::Losses;
-use crate::ping::Pings;
+use crate::config::{Config, ConfigErrors};
+use crate::drain::DrainError;
+use crate::ingest::{Admission, unix};
+use crate::sink::ProducerError;
 use crate::sink::kafka::KafkaProducer;
-use crate::sink::record::Formatter;
-use crate::sink::registry::{self, Registry, Schemas};
-use crate::sink::{self, ProducerError};
-#[cfg(feature = "http")]
-use crate::stats::LinkState;
 use crate::stats::Stats;
 use crate::status::{Facts, Overview};
 use crate::system::{self, Clock, Notifier, SetBack, Signals};
-use crate::uplink;
 
 /// Time between two status lines.
 const STATUS_INTERVAL: Duration = Duration::from_secs(60);
@@ -238,9 +228,9 @@ impl Agent {
         let notifier = Arc::new(Notifier::from_env());
         let overview = Arc::new(Overview::new(facts(&config), Arc::clone(&stats), buffer.clone()));
         let (mut inputs, mut drain, mut pings) = (Step::default(), Step::default(), Step::default());
-        let (early, late) = ping_ways(config.redis.clone(), &stats, &mut pings);
-        let schemas = config.registry.clone().map(|options| spawn_registry(&mut drain, options));
-        spawn_drain(&mut drain, producer, schemas, &config, &buffer, &stats, late);
+        let (early, late) = stages::ping_ways(config.redis.clone(), &stats, &mut pings);
+        let (drain_asker, alive) = alive::pair();
+        stages::spawn_drain(&mut drain, (producer, alive), &config, &buffer, &stats, late);
         let admission = Admission::new(
             buffer.clone(),
             config.limits.event_bytes_max,
@@ -249,16 +239,22 @@ impl Agent {
             Arc::clone(&stats),
             early,
         );
-        let losses = spawn_losses(&config, &buffer, &stats);
-        let http = spawn_http(&config, &buffer, &overview, &inputs.stop);
-        let uplink = spawn_uplink(config.uplink, &stats);
-        spawn_inputs(&mut inputs, config.mqtt, config.unix.zip(listener), &admission, &overview);
+        let losses = stages::spawn_losses(&config, &buffer, &stats);
+        let http = stages::spawn_http(&config, &buffer, &overview, &inputs.stop);
+        let uplink = stages::spawn_uplink(config.uplink, &stats);
+        stages::spawn_inputs(&mut inputs, config.mqtt, config.unix.zip(listener), &admission, &overview);
         if inputs.stages.is_empty() {
             tracing::warn!("no input is configured: set unix.path or mqtt.url");
         }
         let mut heartbeat = Stages::new();
         if let Some(every) = notifier.watchdog_interval() {
-            spawn_heartbeat(&mut heartbeat, every, Arc::clone(&notifier), buffer.clone());
+            stages::spawn_heartbeat(
+                &mut heartbeat,
+                every,
+                Arc::clone(&notifier),
+                buffer.clone(),
+                drain_asker,
+            );
         }
         notifier.ready();
         tracing::info!(agent = %config.agent.id, "ready");
@@ -402,157 +398,6 @@ impl Step {
             }
         }
     }
-}
-
-/// Starts the Redis sink and answers the ways to it: right after the sync, or after Kafka.
-fn ping_ways(redis: Option<Redis>, stats: &Arc<Stats>, pings: &mut Step) -> (Option<Pings>, Option<Pings>) {
-    let Some(Redis { options, plan, ping_after }) = redis else { return (None, None) };
-    let (queue, waiting) = mpsc::channel(options.queue_max);
-    let room = Arc::new(Semaphore::new(options.payload_queue_bytes_max));
-    let way = Pings { queue, plan: Arc::new(plan), room, stats: Arc::clone(stats) };
-    let (stats, stop) = (Arc::clone(stats), pings.stop.clone());
-    pings.stages.spawn(async move {
-        let Ok(()) = sink::redis::run(options, waiting, stats, stop).await;
-        ("redis sink", Ok(()))
-    });
-    match ping_after {
-        PingAfter::Durable => (Some(way), None),
-        PingAfter::Delivered => (None, Some(way)),
-    }
-}
-
-/// The ids of the format `avro`, and the stage that asks for them; it ends with the drain.
-fn spawn_registry(drain: &mut Step, options: registry::Options) -> Schemas {
-    let (registry, schemas) = Registry::open(options);
-    let stop = drain.stop.clone();
-    drain.stages.spawn(async move {
-        registry.run(stop).await;
-        ("schema registry", Ok(()))
-    });
-    schemas
-}
-
-fn spawn_drain(
-    drain: &mut Step,
-    producer: KafkaProducer,
-    schemas: Option<Schemas>,
-    config: &Config,
-    buffer: &Buffer,
-    stats: &Arc<Stats>,
-    pings: Option<Pings>,
-) {
-    let formatter =
-        Formatter::new(config.records.clone(), buffer.logs(), Arc::clone(stats)).with_schemas(schemas);
-    let config::DeadLetters { topic, store } = config.dead_letters.clone();
-    let dead_letters = drain::DeadLetters { topic, store: Store::open(store) };
-    let stage =
-        Drain::new(buffer.clone(), producer, config.drain, formatter, Arc::clone(stats), pings, dead_letters);
-    let stop = drain.stop.clone();
-    drain.stages.spawn(async move {
-        let ended = stage.run(stop).await.map_err(|error| match error {
-            DrainError::Fenced(_) => AgentError::Twin(error),
-            other => AgentError::stage("drain", &other),
-        });
-        ("drain", ended)
-    });
-}
-
-fn spawn_losses(config: &Config, buffer: &Buffer, stats: &Arc<Stats>) -> Step {
-    let mut step = Step::default();
-    let (stats, announce) = (Arc::clone(stats), config.ledger.announce);
-    let losses = Losses::new(buffer.clone(), stats, Arc::default(), &config.agent.id, announce);
-    let stop = step.stop.clone();
-    step.stages.spawn(async move {
-        losses.run(stop).await;
-        ("losses", Ok(()))
-    });
-    step
-}
-
-/// Starts the thread that serves HTTP, if it is on. A thread that cannot be started is no reason to take no events.
-#[cfg(feature = "http")]
-fn spawn_http(
-    config: &Config,
-    buffer: &Buffer,
-    overview: &Arc<Overview>,
-    stopping: &CancellationToken,
-) -> Step {
-    let mut step = Step::default();
-    let Some(options) = config.http.clone() else { return step };
-    let sources = http::Sources {
-        overview: Arc::clone(overview),
-        recent: buffer.keep_recent(options.recent),
-        place: Place { dir: config.buffer.dir.clone(), ledger: config.buffer.ledger.clone() },
-        stopping: stopping.clone(),
-    };
-    match http::start(options, sources, step.stop.clone()) {
-        Ok(thread) => {
-            step.stages.spawn(async move {
-                let ended = thread.ended().await;
-                ("http", ended.map_err(|error| AgentError::stage("http", &error)))
-            });
-        }
-        Err(error) => {
-            overview.stats().http.set(LinkState::Down);
-            overview.stats().http.failed(&error.to_string());
-            tracing::error!(%error, "HTTP cannot be served: the system gives it no thread");
-        }
-    }
-    step
-}
-
-/// The configuration of a build without HTTP never turns it on.
-#[cfg(not(feature = "http"))]
-fn spawn_http(_: &Config, _: &Buffer, _: &Arc<Overview>, _: &CancellationToken) -> Step {
-    Step::default()
-}
-
-fn spawn_uplink(options: Option<uplink::Options>, stats: &Arc<Stats>) -> Step {
-    let mut step = Step::default();
-    let Some(options) = options else { return step };
-    let (stats, stop) = (Arc::clone(stats), step.stop.clone());
-    step.stages.spawn(async move {
-        uplink::run(options, stats, stop).await;
-        ("uplink command", Ok(()))
-    });
-    step
-}
-
-fn spawn_inputs(
-    inputs: &mut Step,
-    mqtt: Option<mqtt::Options>,
-    unix: Option<(unix::Options, unix::Listener)>,
-    admission: &Admission,
-    overview: &Arc<Overview>,
-) {
-    if let Some(options) = mqtt {
-        let (admission, stop, overview) = (admission.clone(), inputs.stop.clone(), Arc::clone(overview));
-        inputs.stages.spawn(async move {
-            let ended = mqtt::run(options, admission, overview, stop).await;
-            ("mqtt input", ended.map_err(|error| AgentError::stage("mqtt input", &error)))
-        });
-    }
-    if let Some((options, listener)) = unix {
-        let (admission, stop) = (admission.clone(), inputs.stop.clone());
-        inputs.stages.spawn(async move {
-            let ended = unix::run(options, listener, admission, stop).await;
-            ("unix input", ended.map_err(|error| AgentError::stage("unix input", &error)))
-        });
-    }
-}
-
-/// Tells the service manager that the agent makes progress: this task runs, and the writer answers.
-fn spawn_heartbeat(stages: &mut Stages, every: Duration, notifier: Arc<Notifier>, buffer: Buffer) {
-    stages.spawn(async move {
-        loop {
-            tokio::time::sleep(every / 2).await;
-            let end = *buffer.durable().borrow();
-            match timeout(every / 2, buffer.read(end, 0, Run::default())).await {
-                Ok(_) => notifier.watchdog(),
-                Err(_) => tracing::warn!("the buffer's writer does not answer: the disk may hang"),
-            }
-        }
-    });
 }
 
 fn facts(config: &Config) -> Facts {

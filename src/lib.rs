@@ -11,6 +11,7 @@
 //! The one idea: a record is either in the buffer, durable, or it is not ours yet. Read ARCHITECTURE.md next.
 
 pub mod agent;
+pub mod alive;
 pub mod backoff;
 pub mod buffer;
 pub mod child;

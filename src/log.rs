@@ -10,7 +10,7 @@ use std::fmt;
 use std::io::{self, IsTerminal as _};
 use std::panic::{self, PanicHookInfo, UnwindSafe};
 use std::str::FromStr as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -233,6 +233,12 @@ fn panic_message(payload: &(dyn Any + Send)) -> &str {
 /// # Errors
 /// The payload of the panic.
 pub fn quietly<T>(f: impl FnOnce() -> T + UnwindSafe) -> std::thread::Result<T> {
+    static HOOK: Once = Once::new();
+    // A command that does without [`log_panics`] has the usual hook, which would print it.
+    HOOK.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |info| if QUIET.get() { log_panic(info) } else { usual(info) }));
+    });
     let before = QUIET.replace(true);
     let result = panic::catch_unwind(f);
     QUIET.set(before);

@@ -230,6 +230,7 @@ pub struct Link {
     /// Microseconds since boot; 0 before the first change.
     since_boot_us: AtomicU64,
     failure: Mutex<Option<Failure>>,
+    changed: Notify,
 }
 
 impl Link {
@@ -247,9 +248,30 @@ impl Link {
     pub fn set(&self, state: LinkState) -> bool {
         let is_new = self.state.swap(state as u8, Ordering::Relaxed) != state as u8;
         if is_new {
-            self.since_boot_us.store(Clock::default().now().boot_us, Ordering::Relaxed);
+            self.note_change();
         }
         is_new
+    }
+
+    /// Sets the state if it is `from`, whoever else sets it meanwhile, and says whether it was.
+    pub fn change(&self, from: LinkState, to: LinkState) -> bool {
+        let changed = self.state.compare_exchange(from as u8, to as u8, Ordering::Relaxed, Ordering::Relaxed);
+        if changed.is_ok() {
+            self.note_change();
+        }
+        changed.is_ok()
+    }
+
+    fn note_change(&self) {
+        self.since_boot_us.store(Clock::default().now().boot_us, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    /// Returns when the state has changed since this was called, awaited or not.
+    ///
+    /// Cancel safe: yes; to miss no change, call it before the look at the state.
+    pub fn changed(&self) -> impl Future<Output = ()> {
+        self.changed.notified()
     }
 
     /// Since when it is in its state, microseconds since boot; `None` before the first change.
@@ -400,5 +422,21 @@ mod tests {
         assert!(!link.set(LinkState::Down));
         assert!(link.set(LinkState::Up));
         assert_eq!(link.get().word(), "up");
+        assert!(!link.change(LinkState::Down, LinkState::Misconfigured));
+        assert!(link.change(LinkState::Up, LinkState::Down));
+        assert_eq!(link.get(), LinkState::Down);
+    }
+
+    #[tokio::test]
+    async fn a_change_behind_the_call_is_not_missed() {
+        let link = Link::default();
+        let (set, soon) = (link.changed(), std::time::Duration::from_secs(60));
+        link.set(LinkState::Up);
+        tokio::time::timeout(soon, set).await.unwrap();
+        let changed = link.changed();
+        link.change(LinkState::Up, LinkState::Down);
+        tokio::time::timeout(soon, changed).await.unwrap();
+        let again = tokio::time::timeout(std::time::Duration::ZERO, link.changed()).await;
+        assert!(again.is_err(), "nothing changed since");
     }
 }

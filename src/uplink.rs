@@ -25,8 +25,9 @@ use crate::child::{self, Bounds, Ended};
 use crate::stats::{LinkState, Stats};
 use crate::system::Clock;
 
-/// Time between two looks at the link.
-const LOOK: Duration = Duration::from_secs(1);
+/// Longest time between two looks at a link that is down: what is waited for is time since boot, and a timer stands still
+/// while the machine sleeps. A link that is up is not looked at.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// Most bytes of a command's output that reach the log: a message, not a transcript.
 pub const OUTPUT_BYTES_MAX: usize = 2048;
@@ -69,22 +70,35 @@ pub async fn run(options: Options, stats: Arc<Stats>, stop: CancellationToken) {
     let clock = Clock::default();
     let mut watch = Watch { after: options.after, repeat: options.repeat, last_us: None };
     loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = sleep(LOOK) => {}
-        }
+        // Order: before the look, so that no change is missed.
+        let changed = stats.kafka.changed();
         let is_down = stats.kafka.get() == LinkState::Down;
         let down_since = stats.kafka.since_boot_us().filter(|_| is_down);
-        let Some(down) = watch.due(down_since, clock.now().boot_us) else { continue };
-        stats.uplink_runs.add(1);
-        let bounds = Bounds { time: options.timeout, output_bytes: OUTPUT_BYTES_MAX };
-        let (ended, output) = child::run(command(&options, down), bounds, &stop).await;
-        if !matches!(&ended, Ended::Exited(status) if status.success()) && !matches!(ended, Ended::Stopped) {
-            stats.uplink_failures.add(1);
+        let wait = match watch.due(down_since, clock.now().boot_us) {
+            _ if stop.is_cancelled() => return,
+            Due::Now(down) => {
+                run_command(&options, down, &stats, &stop).await;
+                continue;
+            }
+            Due::In(time) => Some(time.min(LOOK)),
+            Due::Never => None,
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = changed => {}
+            () = sleep(wait.unwrap_or_default()), if wait.is_some() => {}
         }
-        tell(&options, down, &ended, &printable(&output));
     }
+}
+
+async fn run_command(options: &Options, down: Duration, stats: &Stats, stop: &CancellationToken) {
+    stats.uplink_runs.add(1);
+    let bounds = Bounds { time: options.timeout, output_bytes: OUTPUT_BYTES_MAX };
+    let (ended, output) = child::run(command(options, down), bounds, stop).await;
+    if !matches!(&ended, Ended::Exited(status) if status.success()) && !matches!(ended, Ended::Stopped) {
+        stats.uplink_failures.add(1);
+    }
+    tell(options, down, &ended, &printable(&output));
 }
 
 /// When a command is due.
@@ -96,16 +110,28 @@ struct Watch {
     last_us: Option<u64>,
 }
 
+#[derive(Debug, PartialEq, Eq)]
+enum Due {
+    /// Kafka has been away for so long.
+    Now(Duration),
+    /// If it stays away.
+    In(Duration),
+    /// While it is there.
+    Never,
+}
+
 impl Watch {
-    /// For how long Kafka has been away, if a command is due now.
-    fn due(&mut self, down_since_us: Option<u64>, now_us: u64) -> Option<Duration> {
+    /// When a command is due. Now counts as taken.
+    fn due(&mut self, down_since_us: Option<u64>, now_us: u64) -> Due {
         let since = |us: u64| Duration::from_micros(now_us.saturating_sub(us));
-        let down = since(down_since_us?);
-        let is_due = down >= self.after && self.last_us.is_none_or(|last| since(last) >= self.repeat);
-        is_due.then(|| {
-            self.last_us = Some(now_us);
-            down
-        })
+        let Some(down) = down_since_us.map(since) else { return Due::Never };
+        let pause = self.last_us.map_or(Duration::ZERO, |last| self.repeat.saturating_sub(since(last)));
+        let wait = self.after.saturating_sub(down).max(pause);
+        if !wait.is_zero() {
+            return Due::In(wait);
+        }
+        self.last_us = Some(now_us);
+        Due::Now(down)
     }
 }
 
@@ -173,15 +199,39 @@ mod tests {
         let seconds = |n: u64| n * 1_000_000;
         let mut watch =
             Watch { after: Duration::from_secs(900), repeat: Duration::from_secs(3600), last_us: None };
-        let mut due = |since: Option<u64>, now: u64| {
-            watch.due(since.map(seconds), seconds(now)).map(|down| down.as_secs())
-        };
-        assert_eq!((due(None, 5_000), due(Some(100), 999), due(Some(100), 1_000)), (None, None, Some(900)));
-        assert_eq!((due(Some(100), 1_001), due(Some(100), 4_599)), (None, None));
+        let mut due = |since: Option<u64>, now: u64| watch.due(since.map(seconds), seconds(now));
+        let now = |seconds| Due::Now(Duration::from_secs(seconds));
+        let wait = |seconds| Due::In(Duration::from_secs(seconds));
+        assert_eq!(
+            (due(None, 5_000), due(Some(100), 100), due(Some(100), 999)),
+            (Due::Never, wait(900), wait(1))
+        );
+        assert_eq!(due(Some(100), 1_000), now(900));
+        assert_eq!((due(Some(100), 1_001), due(Some(100), 4_599)), (wait(3_599), wait(1)));
         // Kafka was there in between: the pause between two commands holds all the same.
-        assert_eq!((due(None, 4_600), due(Some(4_500), 5_000)), (None, None));
-        assert_eq!(due(Some(4_500), 5_400), Some(900));
-        assert_eq!(due(Some(4_500), 9_000), Some(4_500));
+        assert_eq!(
+            (due(None, 4_600), due(Some(4_500), 4_590), due(Some(4_500), 5_000)),
+            (Due::Never, wait(810), wait(400))
+        );
+        assert_eq!(due(Some(4_500), 5_400), now(900));
+        assert_eq!(due(Some(4_500), 9_000), now(4_500));
+    }
+
+    #[tokio::test]
+    async fn a_link_that_goes_down_is_noticed_without_looking() {
+        let stats = Arc::new(Stats::default());
+        stats.kafka.set(LinkState::Up);
+        let stop = CancellationToken::new();
+        let outage = async {
+            tokio::task::yield_now().await;
+            stats.kafka.set(LinkState::Down);
+            while stats.uplink_runs.get() == 0 {
+                tokio::task::yield_now().await;
+            }
+            stop.cancel();
+        };
+        let both = async { tokio::join!(run(options("true"), Arc::clone(&stats), stop.clone()), outage) };
+        timeout(Duration::from_secs(30), both).await.expect("a link that is up is not looked at");
     }
 
     #[tokio::test]

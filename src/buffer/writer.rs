@@ -271,6 +271,8 @@ impl<H: Shelf> Writer<H> {
             Command::Announced { reason, events } => self.generations.announced(reason, events),
             Command::Purge { events, to, reply } => {
                 let purged = self.generations.purge(&events, to);
+                // Order: whoever is answered may look at the figures and the ledger.
+                self.publish();
                 let _ = reply.send(purged.map_err(|e| ReadError::Storage(e.to_string())));
             }
             Command::Close { reply } => self.closing = Some(reply),

@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::cli::exit;
+use crate::cli::{exit, text};
 use crate::config::{Config, ConfigErrors, Loaded};
 
 /// Where the configuration is when nobody says.
@@ -73,8 +73,7 @@ impl DataArgs {
 
 /// Prints what is wrong with the configuration to standard error; the code to exit with.
 pub fn refuse(errors: &ConfigErrors) -> ExitCode {
-    // Whoever closed standard error does not want to know.
-    let _ = writeln!(io::stderr().lock(), "fieldpost: {errors}");
+    text::say("fieldpost", errors);
     exit::CONFIG.into()
 }
 
@@ -83,7 +82,7 @@ pub fn print(text: &str) -> ExitCode {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            let _ = writeln!(io::stderr().lock(), "fieldpost: cannot write to standard output: {error}");
+            text::say("fieldpost", format_args!("cannot write to standard output: {error}"));
             exit::STORAGE.into()
         }
         _ => ExitCode::SUCCESS,

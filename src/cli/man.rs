@@ -1,7 +1,7 @@
 //! `fieldpost man`: the manual pages, made of what `--help` knows.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use clap::CommandFactory as _;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
-use crate::cli::{Cli, exit, load};
+use crate::cli::{Cli, exit, load, text};
 
 /// Print the manual page, or write those of all commands into a folder
 #[derive(Debug, clap::Args)]
@@ -94,8 +94,7 @@ fn write_all(command: &clap::Command, dir: &Path) -> io::Result<()> {
 }
 
 fn failed(message: &str, code: u8) -> ExitCode {
-    // Whoever closed standard error does not want to know.
-    let _ = writeln!(io::stderr().lock(), "fieldpost: {message}");
+    text::say("fieldpost", message);
     code.into()
 }
 

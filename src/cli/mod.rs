@@ -1,5 +1,8 @@
 //! The command line: one file per command, each with its `Args` and a `run` that returns the exit code.
 
+// It panics where standard error is a pipe that nobody reads; see `text::say`.
+#![deny(clippy::print_stderr)]
+
 mod agent_place;
 mod ask;
 pub mod bench;
@@ -16,6 +19,7 @@ pub mod load;
 pub mod man;
 mod routes;
 pub mod run;
+mod runtime;
 pub mod schema;
 pub mod send;
 pub mod streams;
@@ -24,7 +28,6 @@ mod text;
 pub mod top;
 
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -102,7 +105,7 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         // Order: before the configuration is read, and with it passwords.
         if let Err(error) = crate::system::keep_memory_private() {
-            let _ = writeln!(std::io::stderr().lock(), "fieldpost: core dumps cannot be turned off: {error}");
+            text::say("fieldpost", format_args!("core dumps cannot be turned off: {error}"));
         }
         match self.command {
             Command::Run(args) => args.run(),

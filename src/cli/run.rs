@@ -1,11 +1,10 @@
 //! `fieldpost run`: the agent, until a signal.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::agent::{Agent, AgentError};
-use crate::cli::{exit, load};
+use crate::cli::{exit, load, runtime, text};
 use crate::log;
 use crate::system::{self, Signals};
 
@@ -39,11 +38,11 @@ impl Args {
             Err(errors) => return load::refuse(&errors),
         };
         if let Err(error) = log::init(&config.log) {
-            let _ = writeln!(std::io::stderr().lock(), "fieldpost: {error}");
+            text::say("fieldpost", error);
             return exit::CONFIG.into();
         }
         log::log_panics();
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        let runtime = match runtime::build() {
             Ok(runtime) => runtime,
             Err(error) => return failed(&AgentError::System(error)),
         };

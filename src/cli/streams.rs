@@ -7,9 +7,12 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::cli::load::{self, ConfigArg};
-use crate::cli::{exit, text};
+use crate::cli::{exit, runtime, text};
 use crate::config::{Redis, units};
 use crate::sink::redis::streams::{Found, Group, Stream, id_ms, streams};
+
+/// Who says it on standard error.
+const NAME: &str = "fieldpost streams status";
 
 /// Without `--max-length` a stream may have so many times `redis.stream_max_len`: `MAXLEN ~` leaves some more, never twice.
 const LENGTH_SHARE: u64 = 2;
@@ -136,21 +139,16 @@ impl Status {
         let Some(pattern) = self.pattern.clone().or(named) else {
             return refuse(exit::CONFIG, "redis.mode = \"pubsub\" adds to no stream: name keys by --pattern");
         };
-        match self.ask(&redis, &pattern) {
-            Ok(found) => self.answer(&redis, found, &pattern),
-            Err(problem) => refuse(exit::TEMPORARY, &format!("{}: {problem}", redis.options.place())),
+        match runtime::run(NAME, self.ask(&redis, &pattern)) {
+            Err(code) => code,
+            Ok(Ok(found)) => self.answer(&redis, found, &pattern),
+            Ok(Err(problem)) => refuse(exit::TEMPORARY, &format!("{}: {problem}", redis.options.place())),
         }
     }
 
-    fn ask(&self, redis: &Redis, pattern: &str) -> Result<Found, String> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| format!("the runtime does not start: {error}"))?;
+    async fn ask(&self, redis: &Redis, pattern: &str) -> Result<Found, String> {
         let streams_max = usize::try_from(self.max_streams).unwrap_or(usize::MAX);
-        let asking = async {
-            let asking = streams(&redis.options, pattern, streams_max);
-            tokio::time::timeout(self.timeout, asking).await
-        };
-        match runtime.block_on(asking) {
+        match tokio::time::timeout(self.timeout, streams(&redis.options, pattern, streams_max)).await {
             Ok(Ok(found)) => Ok(found),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => {
@@ -178,7 +176,7 @@ impl Status {
 }
 
 fn refuse(code: u8, problem: &str) -> ExitCode {
-    text::say("fieldpost streams status", problem);
+    text::say(NAME, problem);
     code.into()
 }
 

@@ -1,4 +1,4 @@
-//! How the commands write times, ages, ranges and progress.
+//! How the commands write lines on standard error, times, ages, ranges and progress.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -12,8 +12,13 @@ use crate::event::{Seq, Stamp};
 
 /// A line on standard error, beside what the command prints; `who` is the command.
 pub(in crate::cli) fn say(who: &str, text: impl Display) {
+    say_plainly(format_args!("{who}: {text}"));
+}
+
+/// As [`say`], where nobody asks who says it.
+pub(in crate::cli) fn say_plainly(text: impl Display) {
     // Whoever closed standard error does not want to know.
-    let _ = writeln!(io::stderr().lock(), "{who}: {text}");
+    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// RFC 3339 to the second, for people.

@@ -45,6 +45,7 @@ mod window;
 #[cfg(test)]
 mod tests;
 
+use crate::alive::Answerer;
 use crate::backoff::Backoff;
 use crate::buffer::{Buffer, ReadError};
 use crate::error::Class;
@@ -207,6 +208,7 @@ pub struct Drain<P> {
     is_unready: bool,
     backoff: Backoff,
     refusal_logs: RefusalLogs,
+    alive: Answerer,
     stop: Option<Stop>,
 }
 
@@ -249,8 +251,15 @@ impl<P: Producer> Drain<P> {
             is_unready: false,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_MAX),
             refusal_logs: RefusalLogs::default(),
+            alive: Answerer::default(),
             stop: None,
         }
+    }
+
+    /// Whom to tell, when asked, that its loop turns.
+    #[must_use]
+    pub fn with_alive(self, alive: Answerer) -> Self {
+        Self { alive, ..self }
     }
 
     /// Drains until `stop`, then for at most `stop_grace`, and commits what was confirmed.
@@ -398,6 +407,7 @@ impl<P: Producer> Drain<P> {
             () = sleep_until(stop_times.unwrap_or(round_end)), if is_stopping => {}
             () = async { if let Some(pings) = pings { pings.hand_over().await } }, if has_pings => {}
             () = self.formatter.ready(), if self.is_unready => self.is_unready = false,
+            question = self.alive.asked() => question.answer(),
             () = stop.cancelled(), if !is_stopping => {
                 let now = Instant::now();
                 let grace = self.options.stop_grace;

@@ -12,9 +12,10 @@ impl<P: Producer> Drain<P> {
         let mut reports = std::mem::take(&mut self.reports);
         self.producer.take_reports(&mut reports);
         let is_reported = !reports.is_empty();
-        // Before the refusals, which have the last word on the link.
+        // Before the refusals, which have the last word on the link. A link that is down is not up for a report that was
+        // taken late: who brings the reports knows in which order they and the outage came.
         let is_answered = reports.iter().any(|report| report.outcome == Outcome::Delivered);
-        if is_answered && self.stats.kafka.set(LinkState::Up) {
+        if is_answered && self.stats.kafka.change(LinkState::Misconfigured, LinkState::Up) {
             tracing::info!("Kafka link up");
         }
         let (mut delivered, mut latency) = (0, Tally::default());

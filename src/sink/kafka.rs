@@ -462,11 +462,27 @@ impl ProducerContext for Callbacks {
 
     fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
         let outcome = match result {
-            Ok(_) => Outcome::Delivered,
+            Ok(_) => {
+                self.answered();
+                Outcome::Delivered
+            }
             Err((error, _)) => outcome(error),
         };
         self.shared.reports.lock().unwrap_or_else(PoisonError::into_inner).push(Report { tag, outcome });
         self.shared.reported.notify_one();
+    }
+}
+
+impl Callbacks {
+    /// A record was delivered: the link is up, and known to be up to two seconds sooner than by the statistics. Order: in
+    /// the thread that hears the statistics too, or a report from before an outage would be taken for its end.
+    fn answered(&self) {
+        if self.shared.is_in_use.load(Ordering::Relaxed)
+            && self.stats.kafka.change(LinkState::Down, LinkState::Up)
+        {
+            self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            tracing::info!("Kafka link up");
+        }
     }
 }
 

@@ -2,18 +2,21 @@
 //!
 //! A consumer asks, not a producer: asking for a topic's metadata as a producer would create the topic.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rdkafka::ClientContext;
 use rdkafka::client::OAuthToken;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::{ClientContext, metadata::Metadata};
+use rdkafka::metadata::{Metadata, MetadataTopic};
 use thiserror::Error;
 
 use super::kafka::{self, Options};
 use super::kafka_security::Security;
+use crate::log::quietly;
 
 /// Version of librdkafka.
 pub fn library_version() -> String {
@@ -120,8 +123,14 @@ fn unreachable(consumer: &BaseConsumer<Trouble>, trouble: &Trouble, timeout: Dur
 /// More errors than a few brokers cause within the longest time-out anyone waits for.
 const EVENTS_MAX: usize = 100;
 
+/// The topic of that name in a broker's answer; rust-rdkafka panics on a name that is no text.
+pub(in crate::sink) fn topic_of<'a>(metadata: &'a Metadata, name: &str) -> Option<&'a MetadataTopic> {
+    let is_it = |topic: &&MetadataTopic| quietly(AssertUnwindSafe(|| topic.name() == name)).unwrap_or(false);
+    metadata.topics().iter().find(is_it)
+}
+
 fn described(metadata: &Metadata, name: &str) -> Result<Topic, ProbeError> {
-    let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
+    let Some(topic) = topic_of(metadata, name) else {
         return Ok(Topic::Missing);
     };
     match topic.error().map(RDKafkaErrorCode::from) {

@@ -2,6 +2,7 @@
 //! joined, no offset is committed.
 
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use rdkafka::client::OAuthToken;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{Consumer as _, ConsumerContext, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::{ClientContext, Statistics};
 use thiserror::Error;
@@ -19,6 +20,7 @@ use tokio::sync::Notify;
 use super::kafka::Options;
 use super::kafka_probe::{ProbeError, client_config};
 use super::kafka_security::Security;
+use crate::log::quietly;
 
 /// What differs from a producer. `group.id`: librdkafka wants one for a place of one's own to read from, and never uses it.
 const OWN_PROPERTIES: [(&str, &str); 9] = [
@@ -83,7 +85,7 @@ pub struct Received {
     pub key: Option<Vec<u8>>,
     /// Value.
     pub value: Vec<u8>,
-    /// Names and values.
+    /// Names and values; those whose names are text.
     pub headers: Vec<(String, Vec<u8>)>,
 }
 
@@ -265,7 +267,7 @@ struct Places<'a> {
 impl Places<'_> {
     fn partitions(&self, wanted: &[i32]) -> Result<Vec<i32>, ReadError> {
         let metadata = self.consumer.fetch_metadata(Some(self.topic), self.timeout).map_err(other)?;
-        let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic);
+        let topic = super::kafka_probe::topic_of(&metadata, self.topic);
         let found: Vec<i32> = topic
             .map_or(&[][..], |topic| topic.partitions())
             .iter()
@@ -313,17 +315,23 @@ fn other(error: KafkaError) -> ReadError {
 }
 
 fn received(message: &BorrowedMessage<'_>) -> Received {
-    let header = |header: rdkafka::message::Header<'_, &[u8]>| {
-        (header.key.to_owned(), header.value.unwrap_or_default().to_vec())
-    };
     Received {
         partition: message.partition(),
         offset: message.offset(),
         time_ms: message.timestamp().to_millis(),
         key: message.key().map(<[u8]>::to_vec),
         value: message.payload().unwrap_or_default().to_vec(),
-        headers: message.headers().map_or_else(Vec::new, |headers| headers.iter().map(header).collect()),
+        headers: message.headers().map_or_else(Vec::new, headers),
     }
+}
+
+/// Those whose names are text. Whoever may write to the topic writes what he likes, and rust-rdkafka panics on the others.
+fn headers(headers: &impl Headers) -> Vec<(String, Vec<u8>)> {
+    let header = |index| {
+        let header = headers.try_get(index)?;
+        Some((header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
+    };
+    (0..headers.count()).filter_map(|index| quietly(AssertUnwindSafe(|| header(index))).ok()?).collect()
 }
 
 /// Hears whether brokers are there, and why not.
@@ -376,3 +384,29 @@ impl ClientContext for Watch {
 }
 
 impl ConsumerContext for Watch {}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::message::Header;
+
+    use super::*;
+
+    /// The second one's name is no text.
+    struct Three;
+
+    impl Headers for Three {
+        fn count(&self) -> usize {
+            3
+        }
+
+        fn try_get(&self, index: usize) -> Option<Header<'_, &[u8]>> {
+            let key = std::str::from_utf8(&b"a\xffc"[index..=index]).unwrap();
+            Some(Header { key, value: Some(&b"1"[..]).filter(|_| index == 0) })
+        }
+    }
+
+    #[test]
+    fn a_header_whose_name_is_no_text_is_passed_over() {
+        assert_eq!(headers(&Three), [("a".to_owned(), b"1".to_vec()), ("c".to_owned(), vec![])]);
+    }
+}

@@ -21,6 +21,7 @@ mod delivery;
 mod demo;
 mod diag;
 mod exactly_once;
+mod foreign;
 mod formats;
 mod full;
 mod guarantees;

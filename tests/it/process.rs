@@ -85,6 +85,25 @@ fn a_process_that_hangs_is_silent() {
     assert_eq!(agent.stop().code(), Some(0));
 }
 
+/// To start again ends no outage.
+#[test]
+fn an_outage_of_kafka_leaves_the_signs_of_life() {
+    let mut agent = Agent::prepare(|config| {
+        config.kafka("127.0.0.1:1", "none");
+    });
+    let manager = Manager::of(&mut agent, Duration::from_millis(400));
+    agent.begin();
+    let producer =
+        Producer::start(&agent.socket(), &unique("s"), Pace { rate: Some(100), ..Pace::default() });
+    for _ in 0..10 {
+        assert_eq!(manager.next_of("WATCHDOG", Duration::from_millis(800)).unwrap(), "WATCHDOG=1");
+    }
+    eventually("the outage is noticed", USUAL, || agent.log_contains("Kafka link down").then_some(()));
+    assert_eq!(manager.next_of("WATCHDOG", Duration::from_millis(800)).unwrap(), "WATCHDOG=1");
+    producer.finish(USUAL);
+    assert_eq!(agent.stop().code(), Some(0));
+}
+
 #[test]
 fn every_log_line_is_json_when_asked_for() {
     let topic = create_topic(&Shared::get().kafka, 1);

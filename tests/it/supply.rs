@@ -67,6 +67,31 @@ fn every_crate_comes_from_crates_io_by_its_checksum() {
     }
 }
 
+/// The fuzz targets have a lock file of their own, which nothing else reads: it would stay behind unnoticed.
+#[test]
+fn the_fuzz_targets_lock_what_the_agent_does() {
+    let (agent, packages) = (versions(), locked("fuzz/Cargo.lock"));
+    let mut depends_on: BTreeSet<String> = BTreeSet::new();
+    for package in &packages {
+        let (name, version) = (package["name"].as_str().unwrap(), package["version"].as_str().unwrap());
+        if name == "fieldpost" {
+            let names = package["dependencies"].as_array().unwrap().iter();
+            // A crate of which there are several has its version behind the name.
+            depends_on =
+                names.map(|name| name.as_str().unwrap().split(' ').next().unwrap().to_owned()).collect();
+        }
+        let locked = agent.get(name).map_or(&[][..], Vec::as_slice);
+        assert!(
+            locked.is_empty() || locked.iter().any(|known| known == version),
+            "fuzz/Cargo.lock: {name} {version}, in Cargo.lock {locked:?}: cargo update --manifest-path fuzz/Cargo.toml -p {name} --precise"
+        );
+    }
+    let manifest = parsed("Cargo.toml");
+    let wanted = manifest["dependencies"].as_table().unwrap().keys();
+    let missing: Vec<_> = wanted.filter(|name| !depends_on.contains(*name)).collect();
+    assert!(missing.is_empty(), "fuzz/Cargo.lock lags behind Cargo.toml: {missing:?}");
+}
+
 /// Two lists of the same would part: what a tool passes over, and what a reader is told of it.
 #[test]
 fn what_the_check_passes_over_is_on_the_page_with_its_reason() {

@@ -144,10 +144,25 @@ async fn a_purge_counts_what_was_not_delivered() {
     buffer.append(batch(1, 30, "1"), Wait::Forever).await.unwrap();
     buffer.set_lanes(lanes(&[(11, 20)], 25, 30)).await.unwrap();
     assert_eq!(buffer.purge(vec![(Seq(1), Seq(30))], Seq(27)).await.unwrap(), 17);
-    buffer.commit_durable(Seq(27)).await.unwrap();
     assert_eq!(ranges(&buffer, Reason::Purged), [(1, 10), (21, 27)]);
+    assert_eq!(buffer.figures().waiting(), 3);
     assert_eq!(read_ids(&buffer, Seq(27)).await, [28, 29, 30]);
     close(buffer, thread).await;
+}
+
+#[tokio::test]
+async fn a_purge_is_to_be_seen_once_it_is_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    // A group that gathers keeps the writer from showing anything by itself.
+    let (buffer, thread) =
+        open(&Options { commit_interval: Duration::from_secs(600), ..options(dir.path()) });
+    buffer.append(batch(1, 30, "1"), Wait::Forever).await.unwrap();
+    let gathers = started(&buffer, batch(31, 1, "1"), Wait::Forever).await;
+    assert_eq!(buffer.purge(vec![(Seq(1), Seq(10))], Seq(10)).await.unwrap(), 10);
+    assert_eq!(ranges(&buffer, Reason::Purged), [(1, 10)]);
+    assert_eq!(buffer.figures().waiting(), 20);
+    close(buffer, thread).await;
+    gathers.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -20,10 +20,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use crate::cli::send::usual_socket;
-use crate::cli::{exit, load as configuration, text};
+use crate::cli::{exit, load as configuration, runtime, text};
 use crate::config::Config;
 use load::{Load, Pace};
 use sheet::Sheet;
+
+/// Who says it on standard error.
+const NAME: &str = "fieldpost bench";
 
 /// Measure what an input of the agent takes, or what Kafka takes from here
 ///
@@ -155,20 +158,13 @@ trait Target {
 impl Args {
     /// Runs the command.
     pub fn run(self) -> ExitCode {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                eprintln!("fieldpost bench: cannot start: {error}");
-                return exit::TEMPORARY.into();
-            }
-        };
         let mut sheet = Sheet::new(self.target.word(), self.rate, self.bytes);
-        let ended = match runtime.block_on(self.measure(&mut sheet)) {
-            Ok(ended) => ended,
-            Err(code) => return code,
+        let ended = match runtime::run(NAME, self.measure(&mut sheet)) {
+            Ok(Ok(ended)) => ended,
+            Ok(Err(code)) | Err(code) => return code,
         };
         if let Err(failure) = &ended {
-            eprintln!("fieldpost bench: {failure}");
+            text::say(NAME, failure);
         }
         if matches!(ended, Err(Failure::Unavailable(_))) {
             return exit::UNAVAILABLE.into();

@@ -159,12 +159,13 @@ impl Args {
                 "events": outcome.events, "first": outcome.first, "last": outcome.last, "earlier": outcome.earlier,
                 "earlier_untrusted": outcome.doubtful, "missing": outcome.missing,
             });
-            let line = format!("{summary}\n");
-            // Nobody is there to be told of a failure.
-            let _ = match self.output {
-                Some(_) => io::stdout().lock().write_all(line.as_bytes()),
-                None => io::stderr().lock().write_all(line.as_bytes()),
-            };
+            match self.output {
+                Some(_) => {
+                    // Nobody is there to be told of a failure.
+                    let _ = writeln!(io::stdout().lock(), "{summary}");
+                }
+                None => text::say_plainly(summary),
+            }
             return;
         }
         if outcome.doubtful > 0 {

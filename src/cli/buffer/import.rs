@@ -11,10 +11,10 @@ use serde_json::json;
 
 use super::target::{Target, refuse_open, say};
 use crate::buffer::{Batch, Buffer, Wait, WhenFull};
-use crate::cli::exit;
 use crate::cli::load::{self, DataArgs};
 use crate::cli::send::ledger::LineError;
 use crate::cli::text;
+use crate::cli::{exit, runtime};
 use crate::config::Config;
 use crate::event::Seq;
 use crate::ingest::form::parse_event;
@@ -89,7 +89,7 @@ impl Args {
             ExitCode::from(exit::NO_INPUT)
         })?;
         show_warnings();
-        let outcome = with_runtime("import", self.append(&target, input, bytes))??;
+        let outcome = runtime::run("fieldpost buffer import", self.append(&target, input, bytes))??;
         let code = outcome.exit_code();
         if self.json {
             load::print(&format!("{}\n", outcome.json()));
@@ -133,17 +133,6 @@ pub(super) fn show_warnings() {
     // It cannot fail with a level of our own, but for a second call.
     let _ = log::init(&log::Options { level: "warn".to_owned(), format: log::Format::Text });
     log::log_panics();
-}
-
-/// Runs `future`; the code to exit with when the system does not allow that.
-pub(super) fn with_runtime<T>(command: &str, future: impl Future<Output = T>) -> Result<T, ExitCode> {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => Ok(runtime.block_on(future)),
-        Err(error) => {
-            say(command, &format!("cannot start: {error}"));
-            Err(exit::TEMPORARY.into())
-        }
-    }
 }
 
 /// As the socket's, but that nobody waits for room, since nothing drains the buffer meanwhile, and that everything is

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::import::{show_warnings, with_runtime};
+use super::import::show_warnings;
 use super::target::{Target, refuse_open, say};
 use crate::buffer::{Buffer, ReadError, Run};
 use crate::cli::load::{self, DataArgs};
 use crate::cli::text;
-use crate::cli::{ask, exit};
+use crate::cli::{ask, exit, runtime};
 use crate::event::{Event, Seq};
 use crate::system;
 
@@ -108,7 +108,7 @@ impl Args {
         // It is not made for this.
         target.view("purge")?;
         show_warnings();
-        with_runtime("purge", async {
+        runtime::run("fieldpost buffer purge", async {
             let (buffer, writer) = Buffer::open(&target.options(), system::boot_id(), Arc::default())
                 .map_err(|error| refuse_open("purge", &error, "stop it first"))?;
             let purged = self.give_up(&buffer).await;

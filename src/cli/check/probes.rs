@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::finding::{Area, Finding};
 use super::{kafka, mqtt, schema};
 use crate::buffer::probe::{self as buffer_probe, Owner};
-use crate::cli::exit;
+use crate::cli::{exit, runtime};
 use crate::config::units::{about_bytes, format_duration};
 use crate::config::{Config, Redis};
 use crate::event::{Event, EventId, Payload, Stamp, Way};
@@ -22,7 +22,7 @@ pub(super) fn all(config: &Config, timeout: Duration, say: &mut impl FnMut(Findi
     buffer(config).into_iter().for_each(&mut *say);
     say(unix(config));
     config.uplink.iter().map(uplink).for_each(&mut *say);
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    match runtime::build() {
         Ok(runtime) => {
             runtime.block_on(mqtt::findings(config, timeout)).into_iter().for_each(&mut *say);
             kafka::findings(config, timeout, &mut *say);

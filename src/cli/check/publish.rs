@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::buffer::block::Origin;
 use crate::buffer::{Batch, LogName};
-use crate::cli::text::plain;
+use crate::cli::text::{self, plain};
 use crate::cli::{exit, load, routes};
 use crate::config::{Config, PingAfter};
 use crate::event::{Draft, Event, EventId, Payload, Seq};
@@ -179,9 +179,7 @@ fn read(path: &Path, bytes_max: usize) -> Result<Vec<u8>, u8> {
         Ok(_) => format!("has more than {bytes_max} bytes, which the agent does not read either"),
         Err(error) => format!("cannot be read: {error}"),
     };
-    // Whoever closed standard error does not want to know.
-    let _ =
-        io::Write::write_fmt(&mut io::stderr(), format_args!("fieldpost: {} {problem}\n", path.display()));
+    text::say("fieldpost", format_args!("{} {problem}", path.display()));
     Err(exit::NO_INPUT)
 }
 

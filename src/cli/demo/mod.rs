@@ -16,7 +16,7 @@ mod report;
 mod sensors;
 mod story;
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use thiserror::Error;
 
-use crate::cli::{exit, load};
+use crate::cli::{exit, load, text};
 use crate::config::{Config, ConfigErrors};
 use crate::stats::{Counter, Gauge};
 use agent::Home;
@@ -264,8 +264,7 @@ impl Args {
             Ok((true, printed)) => printed,
             Ok((false, _)) => EXIT_FAILED.into(),
             Err(failure) => {
-                // Whoever closed standard error does not want to know.
-                let _ = writeln!(io::stderr().lock(), "fieldpost demo: {failure}");
+                text::say("fieldpost demo", &failure);
                 failure.exit_code().into()
             }
         }
@@ -290,7 +289,7 @@ impl Args {
         verdict.seconds = began.elapsed().as_secs_f64();
         home.is_kept |= !verdict.passed;
         if home.is_kept {
-            let _ = writeln!(io::stderr().lock(), "kept: {}", home.path().display());
+            text::say_plainly(format_args!("kept: {}", home.path().display()));
         }
         Ok(verdict)
     }

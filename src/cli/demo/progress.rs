@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Figures, Plan};
+use crate::cli::text;
 
 /// Time between two lines of figures where there is no terminal.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(2);
@@ -31,7 +32,7 @@ impl Progress {
     /// One line that stays.
     pub(super) fn say(&self, text: &str) {
         let line = format!("{:5.1} s  {text}", self.began.elapsed().as_secs_f32());
-        if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.println(line) }
+        if self.bar.is_hidden() { text::say_plainly(line) } else { self.bar.println(line) }
     }
 
     /// The figures now; `sending` is how long the sensors have been sending.

@@ -15,6 +15,7 @@ use super::progress::Progress;
 use super::report::Verdict;
 use super::sensors::{Diaries, Sensor};
 use super::{Failure, Plan, SetOnDrop, Shared};
+use crate::cli::runtime;
 use crate::config::Redis;
 use crate::sink::redis::Turns;
 use crate::sink::redis::subscription::Subscription;
@@ -104,8 +105,7 @@ impl<'a> Story<'a> {
     /// Plays everything and compares the books. On a signal everything ends at once.
     pub(super) fn tell(mut self) -> Result<Verdict, Failure> {
         let (plan, shared) = (self.plan, self.shared);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(Failure::System)?;
+        let runtime = runtime::build().map_err(Failure::System)?;
         let reader = Reader::connect(&self.cluster.brokers())?;
         let socket = self.home.socket();
         let (reader, socket) = (&reader, socket.as_path());

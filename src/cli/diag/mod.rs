@@ -16,9 +16,12 @@ use std::process::ExitCode;
 
 use self::parts::Scene;
 use crate::cli::load::{self, ConfigArg};
-use crate::cli::{exit, text};
+use crate::cli::{exit, runtime, text};
 use crate::secret::{Password, Secret};
 use crate::system::Clock;
+
+/// Who says it on standard error.
+const NAME: &str = "fieldpost diag";
 
 /// Write one file for a bug report: versions, configuration, status, ledger, log, limits, the buffer's state; no secrets
 ///
@@ -55,13 +58,6 @@ type Part = (&'static str, Result<String, String>);
 impl Args {
     /// Runs the command.
     pub fn run(self) -> ExitCode {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                say(&format!("the runtime does not start: {error}"));
-                return exit::TEMPORARY.into();
-            }
-        };
         let loaded = self.config.load();
         let passwords = loaded.as_ref().map(|loaded| loaded.secrets.clone()).unwrap_or_default();
         let secrets: Vec<Secret> =
@@ -73,7 +69,11 @@ impl Args {
             unit: self.unit,
             verify: !self.no_verify,
         };
-        let parts = runtime.block_on(parts::all(&scene, &mut |name| say(&format!("{name} ..."))));
+        let asked = runtime::run(NAME, parts::all(&scene, &mut |name| say(&format!("{name} ..."))));
+        let parts = match asked {
+            Ok(parts) => parts,
+            Err(code) => return code,
+        };
         let text = redact::redacted(&bundle(&parts), &secrets);
         let written = match &self.output {
             Some(path) if path.as_os_str() == "-" => {
@@ -140,7 +140,7 @@ fn summary(written: &str, parts: &[Part]) -> String {
 }
 
 fn say(what: &str) {
-    text::say("fieldpost diag", what);
+    text::say(NAME, what);
 }
 
 #[cfg(test)]

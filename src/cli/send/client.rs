@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use thiserror::Error;
 
 use super::ledger::{BadAnswer, Ledger, LineError};
+use crate::cli::text;
 use crate::ingest::unix::is_blank;
 
 /// Longest line of answer; an agent's own are far shorter.
@@ -185,8 +186,10 @@ impl Client<'_> {
 
     fn tell(&self, LineError { line, lines, code, error }: &LineError) {
         self.progress.suspend(|| match lines {
-            None => eprintln!("line {line}: {code}: {error}"),
-            Some(lines) => eprintln!("{lines} lines up to line {line}: {code}: {error}"),
+            None => text::say_plainly(format_args!("line {line}: {code}: {error}")),
+            Some(lines) => {
+                text::say_plainly(format_args!("{lines} lines up to line {line}: {code}: {error}"));
+            }
         });
     }
 

@@ -20,7 +20,7 @@ use thiserror::Error;
 pub(super) mod client;
 pub(super) mod ledger;
 
-use crate::cli::exit;
+use crate::cli::{exit, text};
 use client::{Client, Failure, Outcome};
 use ledger::LineError;
 
@@ -160,7 +160,7 @@ impl Send {
                 if self.json && outcome.print_json().is_err() { exit::TEMPORARY } else { outcome.exit_code() }
             }
             Err(error) => {
-                eprintln!("fieldpost send: {error}");
+                text::say("fieldpost send", &error);
                 error.exit_code()
             }
         };
@@ -194,7 +194,7 @@ impl Send {
             return Ok(Box::new(BufReader::with_capacity(INPUT_BYTES, file)));
         }
         if io::stdin().is_terminal() {
-            eprintln!("one event as JSON a line; Ctrl-D ends, --help shows the form");
+            text::say_plainly("one event as JSON a line; Ctrl-D ends, --help shows the form");
         }
         Ok(Box::new(BufReader::with_capacity(INPUT_BYTES, io::stdin())))
     }
@@ -283,19 +283,19 @@ impl Outcome {
     fn report(&self, took: Duration) {
         let ledger = &self.ledger;
         if let Some(failure) = &self.failure {
-            eprintln!("fieldpost send: {failure}");
+            text::say("fieldpost send", failure);
         }
         let refused = match ledger.refused() {
             0 => String::new(),
             refused => format!(", {refused} refused"),
         };
         let (sent, durable) = (ledger.sent, ledger.acknowledged);
-        eprintln!(
+        text::say_plainly(format_args!(
             "{durable} of {sent} events are durable for certain{refused} ({:.1} s)",
             took.as_secs_f32()
-        );
+        ));
         if let Some(line) = ledger.first_undecided() {
-            eprintln!("send again from input line {line}");
+            text::say_plainly(format_args!("send again from input line {line}"));
         }
     }
 

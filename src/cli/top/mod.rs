@@ -14,13 +14,16 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::cli::agent_place::{Nowhere, PlaceArg};
 use crate::cli::load::{self, ConfigArg};
-use crate::cli::{exit, text};
+use crate::cli::{exit, runtime, text};
 use crate::config::units;
 use crate::error::Class;
 use crate::http::client::{ClientError, Place};
 use crate::status::{History, Past, Status};
 use frame::{Silence, View};
 use screen::Screen;
+
+/// Who says it on standard error.
+const NAME: &str = "fieldpost top";
 
 /// The history has a sample each ten seconds.
 const HISTORY_INTERVAL: Duration = Duration::from_secs(10);
@@ -89,20 +92,16 @@ impl Args {
             Err(Nowhere::Usage(problem)) => return refuse(exit::USAGE, &problem),
             Err(Nowhere::Unset(problem)) => return refuse(exit::CONFIG, &problem),
         };
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => return refuse(exit::TEMPORARY, &format!("cannot start: {error}")),
-        };
-        let code = runtime.block_on(async {
+        let shown = runtime::run(NAME, async {
             if self.json || self.once || !std::io::stdout().is_terminal() {
                 self.print(&place).await
             } else {
                 self.watch(&place).await
             }
         });
-        // Only a key may still be waited for.
-        runtime.shutdown_timeout(Duration::ZERO);
-        code
+        match shown {
+            Ok(code) | Err(code) => code,
+        }
     }
 
     async fn print(&self, place: &Place) -> ExitCode {
@@ -229,6 +228,6 @@ impl Ends {
 }
 
 fn refuse(code: u8, problem: &str) -> ExitCode {
-    text::say("fieldpost top", problem);
+    text::say(NAME, problem);
     code.into()
 }

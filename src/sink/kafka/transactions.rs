@@ -8,6 +8,7 @@
 //! coordinator is lost under it, the call may never come back. After [`CALL_TIME_MAX`] its step counts as broken, and the
 //! producer is made again. Its thread stays until the call comes back, if it does; the next producer's init has fenced it.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -23,6 +24,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::{ClientContext, config::RDKafkaLogLevel};
 
 use super::{Callbacks, Options, Shared, Transactional, connection_config, is_fenced, is_misconfiguration};
+use crate::log::quietly;
 use crate::sink::ProducerError;
 use crate::sink::kafka_security::Security;
 use crate::sink::transaction::{Cursor, Kept, Step, StepEnd, StepError};
@@ -179,7 +181,7 @@ impl Worker {
         self.group = consumer.group_metadata();
         Ok(match found.elements().first() {
             Some(element) => match element.offset() {
-                Offset::Offset(offset) => Kept::of_offset(offset, element.metadata()),
+                Offset::Offset(offset) => kept(offset, || element.metadata().to_owned()),
                 _ => Kept::None,
             },
             None => Kept::None,
@@ -222,6 +224,14 @@ impl Worker {
             tracing::debug!(%error, "a step of a transaction is repeated");
             self.end.pause();
         }
+    }
+}
+
+/// What was committed. Whoever may commit for the group writes what he likes, and rust-rdkafka panics on what is no text.
+fn kept(offset: i64, metadata: impl FnOnce() -> String) -> Kept {
+    match quietly(AssertUnwindSafe(metadata)) {
+        Ok(metadata) => Kept::of_offset(offset, &metadata),
+        Err(_) => Kept::Foreign(format!("offset {offset}, metadata that are no text")),
     }
 }
 
@@ -299,6 +309,12 @@ mod tests {
         assert_eq!(ended(None), None);
         assert_eq!(ended(Some(CALL_TIME_MAX / 2)), None);
         assert!(matches!(ended(Some(CALL_TIME_MAX * 2)), Some(Err(StepError::Broken(_)))));
+    }
+
+    #[test]
+    fn metadata_that_are_no_text_are_somebody_elses() {
+        let read = || String::from_utf8(b"fieldpost 1 log=\xff".to_vec()).unwrap();
+        assert!(matches!(kept(7, read), Kept::Foreign(found) if found.starts_with("offset 7")));
     }
 
     #[test]
