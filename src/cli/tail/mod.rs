@@ -18,7 +18,7 @@ use jiff::Timestamp;
 
 use crate::cli::agent_place::{Nowhere, PlaceArg};
 use crate::cli::load::{self, ConfigArg};
-use crate::cli::{exit, text};
+use crate::cli::{exit, runtime, text};
 use crate::config::{Config, units};
 use crate::ingest::route::Pattern;
 use crate::sink::kafka_reader::{From, Until};
@@ -206,14 +206,7 @@ impl Args {
         if let Some(problem) = self.misplaced() {
             return refuse(exit::USAGE, problem);
         }
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => return refuse(exit::TEMPORARY, &format!("cannot start: {error}")),
-        };
-        let code = runtime.block_on(self.follow());
-        // A line that nobody reads may still be on its way out.
-        runtime.shutdown_timeout(Duration::ZERO);
-        code
+        runtime::run("fieldpost tail", self.follow()).unwrap_or_else(|code| code)
     }
 
     /// An option of another place, in words.
