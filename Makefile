@@ -90,6 +90,11 @@ api-fuzz: ## Seeded random requests by schemathesis (from PyPI, into target/) ag
 	cargo build --locked
 	tests/api-fuzz/run target/debug/fieldpost $(ARGS)
 
+.PHONY: page-test
+page-test: ## The page in a real Chromium (two minutes): what it says over an outage, how it looks (target/page), by keyboard
+	cargo build --locked
+	tests/page/run target/debug/fieldpost $(ARGS)
+
 # The compiler's own counters: fast, and without stopping the processes under test, but written at a process's end, so
 # that what only a killed agent ran does not show.
 .PHONY: coverage

@@ -8,7 +8,7 @@ const PAGE: &str = include_str!("page.html");
 /// Only the page's own style and script run in it, whatever a producer writes into an event; it talks to this agent alone.
 const POLICY: &str = concat!(
     "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; ",
-    "style-src 'sha256-DYNgJqWHNHGfXh5kxmmN22Lo+H3rS7j4DsdHmUMOEwY='; script-src 'sha256-GwWYlq622azqXXJhmsRLZOUhsKeKvKMIHWp/ZkWaETI='"
+    "style-src 'sha256-hMxwN0+DzlYTSMRU9351R5OQmO+zmiBpSqKKtNowwGw='; script-src 'sha256-TAruEKH6jDjkHat/4PzSiW4jaECw14zLPFxMc8dH4IQ='"
 );
 
 pub(super) async fn page() -> Response {
