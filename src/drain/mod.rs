@@ -296,6 +296,7 @@ impl<P: Producer> Drain<P> {
                 State::Stepping(_) => false,
             };
             self.end_transaction_if_due();
+            self.tell_oldest();
             if self.is_finished() {
                 break;
             }

@@ -58,12 +58,19 @@ impl<P: Producer> Drain<P> {
         if !self.is_transaction_begun() && self.lanes.settle() {
             self.forget_refusals();
         }
-        self.stats.oldest_boot_us.set(self.lanes.oldest_boot_us().unwrap_or(0));
         if let (State::Flowing, Some(reason)) = (&self.state, self.producer.fatal()) {
             tracing::warn!(%reason, "the Kafka producer is broken and is made again");
             self.state = State::Settling;
         }
         is_reported
+    }
+
+    /// Since when the oldest event waits. Where the line has to wait nothing may be in flight, and the next event to go is not
+    /// known yet: it is little younger than the one before it.
+    pub(super) fn tell_oldest(&mut self) {
+        if self.lanes.in_flight() > 0 || self.lanes.are_sent(*self.durable.borrow()) {
+            self.stats.oldest_boot_us.set(self.lanes.oldest_boot_us().unwrap_or(0));
+        }
     }
 
     /// A lane went on: what was refused up to there is through, the next refusal is a new one.

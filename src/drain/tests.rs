@@ -251,6 +251,7 @@ struct Bench {
     stop: CancellationToken,
     stop_grace: Duration,
     order: Order,
+    rates: Rates,
     /// Set where the records need a schema.
     schemas: Cell<Option<Schemas>>,
 }
@@ -273,6 +274,7 @@ impl Bench {
             stop: CancellationToken::new(),
             stop_grace: Duration::from_secs(2),
             order: Order::Fifo,
+            rates: Rates::default(),
             schemas: Cell::new(None),
         }
     }
@@ -335,7 +337,7 @@ impl Bench {
                 events_max: 100,
                 timeout: Duration::from_secs(30),
             },
-            rates: Rates::default(),
+            rates: self.rates,
             start_jitter: Duration::ZERO,
             stop_grace: self.stop_grace,
         };
@@ -845,6 +847,24 @@ async fn at_most_once_counts_what_it_read_and_could_not_send() {
         })
         .await;
     assert_eq!((cursor, stats.kafka_lost.get()), (Seq(10), 10));
+}
+
+#[tokio::test]
+async fn the_oldest_event_keeps_its_age_while_the_line_has_to_wait() {
+    let mut bench = Bench::new();
+    bench.rates = Rates { events: Some(1), ..Rates::default() };
+    bench.append_at(7, "t", 1..=2).await;
+    let (cursor, stats) = bench
+        .run(Delivery::AtLeastOnce, async |bench| {
+            bench.producer.until(|_| bench.stats.kafka_out.get() == 1).await;
+            assert_eq!(
+                (bench.producer.with(|script| script.sent.len()), bench.stats.oldest_boot_us.get()),
+                (1, 7)
+            );
+            bench.until_cursor(2).await;
+        })
+        .await;
+    assert_eq!((cursor, stats.oldest_boot_us.get()), (Seq(2), 0));
 }
 
 #[tokio::test]
