@@ -1,4 +1,4 @@
-//! The agent: builds the stages in dependency order, supervises them, stops them in order. With [`stages`],
+//! The agent: builds the stages in dependency order, supervises them, stops them in order. With `stages`,
 //! which starts each of them, the only one that knows all modules.
 //!
 //! Start: signals, socket, buffer, producer, then the stages; READY when all of them run. Stop, on the first signal or
