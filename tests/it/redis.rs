@@ -223,12 +223,7 @@ fn redis_killed_and_back_is_told_once_and_every_ping_is_counted() {
     let mut listener = Listener::to(redis.address(), "events:*");
     let producer = Producer::start(&agent.socket(), &source, Pace { rate: Some(300), ..Pace::default() });
     assert_eq!(listener.next(), ping_of(&source, 0));
-    redis.kill();
-    agent.wait_log("Redis link down", USUAL);
-    let during = producer.acked();
-    eventually("events go on without Redis", USUAL, || (producer.acked() > during + 300).then_some(()));
-    redis.start();
-    eventually("the link is back", USUAL * 2, || (agent.log_count("Redis link up") == 2).then_some(()));
+    restart::over_a_crash(&redis, &agent, &producer);
     let mut listener = Listener::to(redis.address(), "events:*");
     let (channel, _) = listener.next();
     assert_eq!(channel, format!("events:probe:{source}"));

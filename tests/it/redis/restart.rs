@@ -62,7 +62,7 @@ fn pending_of(taken: &[u64]) -> u64 {
 }
 
 /// Events go on while Redis is away; then the link is there again.
-fn over_a_crash(redis: &Private, agent: &Agent, producer: &Producer) {
+pub(super) fn over_a_crash(redis: &Private, agent: &Agent, producer: &Producer) {
     redis.kill();
     agent.wait_log("Redis link down", USUAL);
     let during = producer.acked();
