@@ -130,12 +130,9 @@ impl Progress {
     /// As the buffer keeps it, whose durable cursor may be late: what is between the two is ahead of it. `claimed` is the
     /// last event that may have gone out in the live lane.
     pub(super) fn to_lanes(&self, durable_cursor: Seq, claimed: Seq) -> Lanes {
+        // Of one lane, too: without it, what is between the two would be backlog, and it went out live.
         let late = (self.cursor > durable_cursor).then(|| (durable_cursor.next(), self.cursor));
-        let ahead = if self.is_split() {
-            late.into_iter().chain(self.ahead.iter().copied()).collect()
-        } else {
-            vec![]
-        };
+        let ahead = late.into_iter().chain(self.ahead.iter().copied()).collect();
         Lanes { ahead, live_from: self.live_from, claimed: claimed.max(self.live_from.before()) }
     }
 }
@@ -223,6 +220,17 @@ mod tests {
         // It has more than the disk.
         let lost = (Seq(90), vec![(Seq(11), Seq(89))]);
         assert_eq!(own.or_later(Seq(4), Some(&lost), durable).live_from(), Seq(31));
+    }
+
+    #[test]
+    fn one_lane_stays_one_where_the_cursor_on_disk_is_late() {
+        let mut progress = Progress::at(Seq(0));
+        progress.live(Seq(10));
+        for cursor in [0, 4, 10] {
+            let Lanes { ahead, live_from, claimed } = progress.to_lanes(Seq(cursor), Seq(50));
+            assert_eq!((live_from, claimed), (Seq(11), Seq(50)));
+            assert_eq!(Progress::restored(Seq(cursor), &ahead, live_from), progress, "{cursor}");
+        }
     }
 
     #[test]
