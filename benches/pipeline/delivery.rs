@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::kafka::Topic;
-use crate::process::{Agent, service};
+use crate::process::Agent;
 use crate::report::{Arguments, Row, Target};
 use crate::socket;
 
@@ -32,14 +32,7 @@ pub(crate) fn run(arguments: &Arguments) -> Vec<Row> {
 /// Events a second until all are in Kafka, committed where that is the mode; CPU seconds per million.
 fn once(arguments: &Arguments, delivery: &str) -> (f64, f64) {
     let (events, topic) = (arguments.events, Topic::create());
-    let agent = Agent::new(
-        arguments,
-        &format!(
-            "[kafka]\nbrokers = \"{}\"\ntopic = \"{}\"\ndelivery = \"{delivery}\"\n",
-            service("KAFKA"),
-            topic.name
-        ),
-    );
+    let agent = Agent::new(arguments, &format!("{}delivery = \"{delivery}\"\n", topic.toml()));
     let process = agent.start(&["ready", "Kafka link up"]);
     let before = process.usage();
     let start = Instant::now();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::kafka::Topic;
 use crate::pings::{ms, paced};
-use crate::process::{Agent, service, wait_for};
+use crate::process::{Agent, wait_for};
 use crate::report::{Arguments, Row, Target};
 
 /// Events a second.
@@ -39,15 +39,8 @@ pub(crate) fn run(arguments: &Arguments) -> Vec<Row> {
 /// Half and 99 of 100 portions are acknowledged within so many milliseconds.
 fn round(arguments: &Arguments, streams: usize) -> (f64, f64) {
     let topic = Topic::create();
-    let agent = Agent::new(
-        arguments,
-        &format!(
-            "[kafka]\nbrokers = \"{}\"\ntopic = \"{}\"\n[http]\nlisten = \"127.0.0.1:0\"\nmax_connections = {}\n",
-            service("KAFKA"),
-            topic.name,
-            4 * READERS
-        ),
-    );
+    let http = format!("[http]\nlisten = \"127.0.0.1:0\"\nmax_connections = {}\n", 4 * READERS);
+    let agent = Agent::new(arguments, &(topic.toml() + &http));
     let process = agent.start(&["ready", "Kafka link up", "HTTP is served"]);
     let log = agent.log();
     let (_, served) = log.split_once("HTTP is served").unwrap();

@@ -47,6 +47,11 @@ impl Topic {
         topic
     }
 
+    /// The section of a configuration that sends to it, for keys to follow.
+    pub(crate) fn toml(&self) -> String {
+        format!("[kafka]\nbrokers = \"{}\"\ntopic = \"{}\"\n", service("KAFKA"), self.name)
+    }
+
     fn try_count(&self) -> Option<u64> {
         (0..PARTITIONS)
             .map(|partition| {

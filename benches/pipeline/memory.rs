@@ -19,15 +19,8 @@ pub(crate) fn run(arguments: &Arguments) -> Vec<Row> {
 /// All inputs and outputs connected and nothing to do.
 fn idle(arguments: &Arguments) -> Vec<Row> {
     let (topic, root) = (Topic::create(), unique("bench"));
-    let agent = Agent::new(
-        arguments,
-        &format!(
-            "[kafka]\nbrokers = \"{}\"\ntopic = \"{}\"\n[mqtt]\nurl = \"{}\"\nclient_id = \"{root}\"\n",
-            service("KAFKA"),
-            topic.name,
-            service("MQTT"),
-        ),
-    );
+    let mqtt = format!("[mqtt]\nurl = \"{}\"\nclient_id = \"{root}\"\n", service("MQTT"));
+    let agent = Agent::new(arguments, &(topic.toml() + &mqtt));
     let process = agent.start(&["ready", "MQTT link up"]);
     std::thread::sleep(Duration::from_secs(5));
     let (before, start) = (process.usage(), Instant::now());
@@ -61,7 +54,7 @@ fn backlog(arguments: &Arguments) -> Vec<Row> {
     process.terminate();
 
     let topic = Topic::create();
-    agent.configure(&format!("[kafka]\nbrokers = \"{}\"\ntopic = \"{}\"\n", service("KAFKA"), topic.name));
+    agent.configure(&topic.toml());
     let start = Instant::now();
     let process = agent.spawn();
     let first = topic.wait_count(1, Duration::from_millis(2)) - start;

@@ -27,9 +27,8 @@ pub(crate) fn run(arguments: &Arguments) -> Vec<Row> {
 /// Of an agent that takes what is published under `root`.
 pub(crate) fn toml(topic: &Topic, root: &str, client_id: &str) -> String {
     format!(
-        "[kafka]\nbrokers = \"{}\"\ntopic = \"{}\"\n[mqtt]\nurl = \"{}\"\nclient_id = \"{client_id}\"\ntopics = [\"{root}/{{source_type}}/{{source_id}}/{{type}}\"]\n",
-        service("KAFKA"),
-        topic.name,
+        "{}[mqtt]\nurl = \"{}\"\nclient_id = \"{client_id}\"\ntopics = [\"{root}/{{source_type}}/{{source_id}}/{{type}}\"]\n",
+        topic.toml(),
         service("MQTT"),
     )
 }

@@ -14,7 +14,7 @@ use rdkafka::consumer::BaseConsumer;
 
 use crate::kafka::Topic;
 use crate::mqtt;
-use crate::process::{Agent, service, unique};
+use crate::process::{Agent, unique};
 use crate::report::{Arguments, Row, Target, median};
 use crate::socket::{self, SOURCES, source_id};
 
@@ -95,10 +95,7 @@ fn round(arguments: &Arguments, input: Input) -> Round {
     let (topic, root) = (Topic::create(), unique("bench"));
     let (toml, ready): (_, &[&str]) = match input {
         Input::Mqtt => (mqtt::toml(&topic, &root, &root), &["ready", "MQTT link up"]),
-        Input::Socket => (
-            format!("[kafka]\nbrokers = \"{}\"\ntopic = \"{}\"\n", service("KAFKA"), topic.name),
-            &["ready", "Kafka link up"],
-        ),
+        Input::Socket => (topic.toml(), &["ready", "Kafka link up"]),
     };
     let agent = Agent::new(arguments, &toml);
     let process = agent.start(ready);

@@ -109,8 +109,7 @@ fn beyond_the_sync(socket: &Path, url: &str) -> Histogram<u64> {
 }
 
 fn agent(arguments: &Arguments, topic: &Topic, redis: &str) -> Agent {
-    let toml = format!("[kafka]\nbrokers = \"{}\"\ntopic = \"{}\"\n{redis}", service("KAFKA"), topic.name);
-    Agent::new(&Arguments { has_redis: false, ..arguments.clone() }, &toml)
+    Agent::new(&Arguments { has_redis: false, ..arguments.clone() }, &(topic.toml() + redis))
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Vec<Row> {

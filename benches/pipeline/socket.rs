@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::kafka::{self, Topic};
-use crate::process::{Agent, service};
+use crate::process::Agent;
 use crate::report::{Arguments, Row, Target, median};
 
 /// Different lines; sent again and again.
@@ -85,10 +85,7 @@ pub(crate) fn run(arguments: &Arguments) -> Vec<Row> {
     for round in 0..arguments.rounds {
         let (bare_rate, bare_cpu) = kafka::bare_producer(events);
         let topic = Topic::create();
-        let agent = Agent::new(
-            arguments,
-            &format!("[kafka]\nbrokers = \"{}\"\ntopic = \"{}\"\n", service("KAFKA"), topic.name),
-        );
+        let agent = Agent::new(arguments, &topic.toml());
         let process = agent.start(&["ready"]);
         let before = process.usage();
         let start = Instant::now();

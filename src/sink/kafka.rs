@@ -480,9 +480,14 @@ impl Callbacks {
         if self.shared.is_in_use.load(Ordering::Relaxed)
             && self.stats.kafka.change(LinkState::Down, LinkState::Up)
         {
-            self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            tracing::info!("Kafka link up");
+            self.say_up();
         }
+    }
+
+    /// The link has come up: what was wrong with it is over.
+    fn say_up(&self) {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        tracing::info!("Kafka link up");
     }
 }
 
@@ -568,11 +573,10 @@ impl ClientContext for Callbacks {
         let is_first = !self.is_judged.swap(true, Ordering::Relaxed);
         // A link that is down from the start has not changed and is worth a line all the same.
         if self.stats.kafka.set(state) || (is_first && !is_up) {
-            let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
             if is_up {
-                trouble.clear();
-                tracing::info!("Kafka link up");
+                self.say_up();
             } else {
+                let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
                 // A broker that hangs, as a rule.
                 let reason = if trouble.is_empty() { "no broker answers" } else { &trouble };
                 self.stats.kafka.failed(reason);

@@ -25,6 +25,9 @@ use crate::sink::kafka_reader::{From, Until};
 use entry::{Entry, Filter};
 use follow::Follow;
 
+/// Who says it on standard error.
+const NAME: &str = "fieldpost tail";
+
 /// Follow events live: from the agent, from Redis, or from Kafka for a replay
 ///
 /// Prints a line for each event: time, position, source, type, payload. `--from agent` asks a running agent's HTTP interface
@@ -206,7 +209,7 @@ impl Args {
         if let Some(problem) = self.misplaced() {
             return refuse(exit::USAGE, problem);
         }
-        runtime::run("fieldpost tail", self.follow()).unwrap_or_else(|code| code)
+        runtime::run(NAME, self.follow()).unwrap_or_else(|code| code)
     }
 
     /// An option of another place, in words.
@@ -325,7 +328,7 @@ fn refuse(code: u8, problem: &str) -> ExitCode {
 
 /// On standard error, beside the events.
 fn say(what: &str) {
-    text::say("fieldpost tail", what);
+    text::say(NAME, what);
 }
 
 #[cfg(test)]

@@ -61,6 +61,18 @@ fn pending_of(taken: &[u64]) -> u64 {
     taken.len() as u64 / 2
 }
 
+/// A producer whose events become entries, more than 200 by now, that the group `web` is to read: topic, agent, producer, and a
+/// connection that sees the entries.
+fn stream_of(redis: &Private) -> (String, Agent, Producer, redis::Connection) {
+    let topic = create_topic(&Shared::get().kafka, 1);
+    let agent = agent(redis.address(), &topic);
+    let mut connection = connect(redis.address());
+    let () = ask(&mut connection, &format!("XGROUP CREATE {STREAM} web 0 MKSTREAM"));
+    let producer = Producer::start(&agent.socket(), "s", Pace { rate: Some(500), ..Pace::default() });
+    eventually("there are entries", USUAL, || (length(&mut connection, STREAM) > 200).then_some(()));
+    (topic, agent, producer, connection)
+}
+
 /// Events go on while Redis is away; then the link is there again.
 pub(super) fn over_a_crash(redis: &Private, agent: &Agent, producer: &Producer) {
     redis.kill();
@@ -74,12 +86,7 @@ pub(super) fn over_a_crash(redis: &Private, agent: &Agent, producer: &Producer) 
 #[test]
 fn a_crash_of_a_redis_that_keeps_its_data_is_a_gap_and_nothing_more() {
     let redis = Private::with_settings(Service::Redis, "appendonly yes\nappendfsync always");
-    let topic = create_topic(&Shared::get().kafka, 1);
-    let mut agent = agent(redis.address(), &topic);
-    let mut connection = connect(redis.address());
-    let () = ask(&mut connection, &format!("XGROUP CREATE {STREAM} web 0 MKSTREAM"));
-    let producer = Producer::start(&agent.socket(), "s", Pace { rate: Some(500), ..Pace::default() });
-    eventually("there are entries", USUAL, || (length(&mut connection, STREAM) > 200).then_some(()));
+    let (topic, mut agent, producer, mut connection) = stream_of(&redis);
     let first = take(&mut connection);
     over_a_crash(&redis, &agent, &producer);
     let mut connection = connect(redis.address());
@@ -112,12 +119,7 @@ fn a_crash_of_a_redis_that_keeps_its_data_is_a_gap_and_nothing_more() {
 #[test]
 fn a_crash_of_a_redis_that_forgets_begins_streams_and_groups_anew() {
     let redis = Private::redis();
-    let topic = create_topic(&Shared::get().kafka, 1);
-    let mut agent = agent(redis.address(), &topic);
-    let mut connection = connect(redis.address());
-    let () = ask(&mut connection, &format!("XGROUP CREATE {STREAM} web 0 MKSTREAM"));
-    let producer = Producer::start(&agent.socket(), "s", Pace { rate: Some(500), ..Pace::default() });
-    eventually("there are entries", USUAL, || (length(&mut connection, STREAM) > 200).then_some(()));
+    let (topic, mut agent, producer, _) = stream_of(&redis);
     over_a_crash(&redis, &agent, &producer);
     let mut connection = connect(redis.address());
     eventually("entries are added again", USUAL, || {
