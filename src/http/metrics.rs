@@ -536,6 +536,29 @@ mod tests {
         crate::config::tests::assert_file("docs/metrics.md", &text);
     }
 
+    /// docs/upgrading.md: none goes or changes its labels. What is new is kept with the release that brings it.
+    #[test]
+    fn the_metrics_of_every_release_stay_and_each_is_kept() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let files =
+            std::fs::read_dir(fixtures).unwrap().map(|entry| entry.unwrap().path().join("metrics.txt"));
+        let kept: String = files.filter_map(|file| std::fs::read_to_string(file).ok()).collect();
+        let kept: BTreeSet<_> = kept.lines().map(str::to_owned).collect();
+        let here: BTreeSet<_> = families()
+            .iter()
+            .map(|family| {
+                let (name, kind) = (family.full_name(), family.metric_type());
+                [&[name.as_str(), kind.as_str()], family.labels].concat().join(" ")
+            })
+            .collect();
+        let (gone, new) = (kept.difference(&here), here.difference(&kept));
+        assert_eq!(
+            (Vec::from_iter(gone), Vec::from_iter(new)),
+            (vec![], vec![]),
+            "gone or changed, and not kept"
+        );
+    }
+
     #[test]
     fn alerts_and_dashboard_name_only_metrics_that_there_are() {
         let known: BTreeSet<_> = families().iter().flat_map(Family::sample_names).collect();

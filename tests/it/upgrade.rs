@@ -2,7 +2,7 @@
 //!
 //! `tests/fixtures` is kept as it is: a later release gets files of its own beside those of the first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -97,6 +97,33 @@ fn a_configuration_with_every_key_of_the_first_release_still_counts() {
         let counting = shown.lines().filter(|line| line.contains("# line ")).count();
         assert_eq!(counting, keys.len(), "{name}: each key is shown with its line\n{shown}");
     }
+}
+
+/// `section.key` of each line that sets one, or would without its `#`.
+fn keys(text: &str) -> BTreeSet<String> {
+    let mut section = "";
+    let mut keys = BTreeSet::new();
+    for line in text.lines().map(|line| line.strip_prefix('#').unwrap_or(line)) {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_matches(['[', ']']);
+        } else if let Some((key, _)) = line.split_once(" = ")
+            && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+        {
+            keys.insert(format!("{section}.{key}"));
+        }
+    }
+    keys
+}
+
+/// A key that is new is kept with the release that brings it.
+#[test]
+fn every_key_is_in_a_kept_configuration() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/fieldpost.toml");
+    let known = keys(&std::fs::read_to_string(file).unwrap());
+    let kept = keys(&(read("0.1/config.toml") + &read("0.1/token.toml")));
+    assert!(known.len() > 100, "{known:?}");
+    let missing: Vec<_> = known.difference(&kept).collect();
+    assert!(missing.is_empty(), "in no file of tests/fixtures: {missing:?}");
 }
 
 /// A schema without what is said for people.
