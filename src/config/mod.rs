@@ -44,7 +44,7 @@ pub struct Agent {
     pub id: String,
     /// Folder of everything the agent keeps.
     pub data_dir: PathBuf,
-    /// Longest wait for Kafka's confirmations when stopping.
+    /// How long a stop may go on with Kafka: half of it sending what waits, all of it waiting for confirmations.
     pub stop_grace: Duration,
 }
 

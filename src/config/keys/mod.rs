@@ -145,8 +145,8 @@ fn agent(r: &mut Reader, host_name: &str) -> Agent {
     let stop_grace = r.duration(
         Key {
             name: "agent.stop_grace",
-            meaning: "Longest wait for Kafka's confirmations when stopping; the service manager is told how long the stop \
-                      may take with it.",
+            meaning: "How long a stop may go on with Kafka: half of it sending what waits, all of it waiting for \
+                      confirmations. The service manager is told how long the stop may take with it.",
             delivery: "What is unconfirmed by then stays in the buffer and is sent again after the start.",
         },
         secs(10),
