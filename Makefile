@@ -103,17 +103,18 @@ coverage: ## Line coverage of all tests, the agent's own process included, into 
 	$(SERVICES) run -- cargo tarpaulin --locked --engine llvm --follow-exec --skip-clean --timeout 1800 --target-dir target/coverage/build --output-dir target/coverage --out html --out stdout $(ARGS)
 
 .PHONY: arm
-arm: ## Static binaries for aarch64, armv7 and x86-64 into target/arm, checked: size, a start under qemu, memory
+arm: ## Static binaries for aarch64, ARMv7, ARMv6 and x86-64 into target/arm, checked: size, a start under qemu, memory
 	deploy/arm/build
 	deploy/arm/build --minimal armv7-unknown-linux-musleabihf
 	deploy/arm/check
 	$(SERVICES) run -- deploy/arm/check memory
 
 .PHONY: arm-test
-arm-test: ## What the ARM binaries do under qemu (two hours): the long list of tests on both, a buffer that goes between all
+arm-test: ## What the ARM binaries do under qemu (two hours): lists of tests on each, a buffer that goes between all
 	deploy/arm/test exchange
 	$(SERVICES) run -- deploy/arm/test aarch64-unknown-linux-musl --long
 	$(SERVICES) run -- deploy/arm/test armv7-unknown-linux-musleabihf --long
+	$(SERVICES) run -- deploy/arm/test arm-unknown-linux-musleabihf --core
 
 .PHONY: arm-ci
 arm-ci: ## The part of both for every change, a quarter of an hour: aarch64 from its source to a part of the tests

@@ -15,7 +15,9 @@
 //! come after it get a log UUID of their own, while those that are in it keep theirs: the log and the agent's name
 //! belong to a range of epochs. A copy shows by the place of its directory on the disk, an old copy by the witness in
 //! the loss ledger, and both together, put back in place, by the time of the last change of `IDENTITY`: the witness
-//! remembers it, and restoring changes it. When in doubt it is a copy: that costs consumers nothing.
+//! remembers it, and restoring changes it. A process that dies between the two files is told from a restore by what the
+//! ledger was told beforehand. When in doubt it is a copy: that costs consumers nothing, but in exactly-once the events
+//! whose commit this buffer had not heard of come again.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -29,7 +31,7 @@ use uuid::Uuid;
 
 use super::OpenError;
 use super::lanes::{LANES_FILE, LANES_NEW};
-use super::ledger::Witness;
+use super::ledger::{Ledger, Witness};
 use crate::event::Seq;
 
 /// Version of the directory's layout; a higher one is refused, not touched.
@@ -185,7 +187,6 @@ pub(super) struct Identity {
     stored: Stored,
     /// Whether the file holds all this: before that, no number may be used.
     is_stored: bool,
-    mark: Option<(u64, u64)>,
 }
 
 impl Identity {
@@ -195,12 +196,16 @@ impl Identity {
     /// [`OpenError::Newer`] for a directory of a later version, [`OpenError::Io`] when it cannot be read.
     pub(super) fn open(dir: &Path, agent: &str, witness: Option<Witness>) -> Result<Self, OpenError> {
         let path = dir.join("IDENTITY");
+        let mut is_announced = false;
         let (found, is_damaged) = match fs::read(&path) {
             Ok(bytes) => match serde_json::from_slice::<Layout>(&bytes) {
                 Ok(Layout { format }) if format > FORMAT => {
                     return Err(OpenError::Newer { dir: dir.to_owned(), format });
                 }
                 _ => {
+                    is_announced = witness
+                        .and_then(|w| w.next)
+                        .is_some_and(|next| print_of(&path, &bytes) == Some(next));
                     let stored = serde_json::from_slice::<Stored>(&bytes).ok();
                     let is_damaged = stored.is_none();
                     (stored.filter(|stored| !stored.logs.is_empty()), is_damaged)
@@ -226,7 +231,8 @@ impl Identity {
         let current = stored.logs.last();
         let is_old = witness
             .is_some_and(|w| is_known && current.is_some_and(|l| l.log == w.log) && w.epoch > stored.epoch);
-        let is_touched = witness.and_then(|w| w.mark).is_some_and(|mark| mark_of(&path) != Some(mark));
+        let is_touched =
+            !is_announced && witness.and_then(|w| w.mark).is_some_and(|mark| mark_of(&path) != Some(mark));
         let is_copy = is_known && (stored.place != place || is_touched);
         let is_renamed = current.is_none_or(|l| l.agent != agent);
         if is_old || is_copy {
@@ -245,7 +251,7 @@ impl Identity {
             stored.logs.drain(..surplus);
         }
         stored.place = place;
-        Ok(Self { dir: dir.to_owned(), stored, is_stored: false, mark: None })
+        Ok(Self { dir: dir.to_owned(), stored, is_stored: false })
     }
 
     /// The buffer's UUID for new events.
@@ -269,11 +275,11 @@ impl Identity {
     }
 
     /// Reserves numbers so that `seq` may be used; writes and syncs only when they run out, or the epoch is not yet
-    /// durable.
+    /// durable. The ledger's witness is of this identity then; it is not stored yet.
     ///
     /// # Errors
     /// The file could not be replaced: `seq` must not be used.
-    pub(super) fn reserve(&mut self, seq: Seq) -> io::Result<()> {
+    pub(super) fn reserve(&mut self, seq: Seq, ledger: &mut Ledger) -> io::Result<()> {
         if seq <= self.stored.ceiling && self.is_stored {
             return Ok(());
         }
@@ -281,15 +287,16 @@ impl Identity {
         if seq > before {
             self.stored.ceiling = seq.plus(CEILING_STEP);
         }
-        self.store().inspect_err(|_| self.stored.ceiling = before)
+        self.store(ledger).inspect_err(|_| self.stored.ceiling = before)
     }
 
     /// Goes on behind the ceiling instead of behind `after`, and answers the number to go on with. Used when a tail
-    /// was lost: its numbers were used, and a consumer that drops duplicates would drop new events with old numbers.
+    /// was lost: its numbers were used, and a consumer that drops duplicates would drop new events with old numbers. The
+    /// ledger as in [`Self::reserve`].
     ///
     /// # Errors
     /// The file could not be replaced: nothing has changed.
-    pub(super) fn jump(&mut self, after: Seq, cursor: Seq) -> io::Result<Seq> {
+    pub(super) fn jump(&mut self, after: Seq, cursor: Seq, ledger: &mut Ledger) -> io::Result<Seq> {
         // Never the number behind `after`: an empty generation that is damaged may have it for its name.
         let to = self.stored.ceiling.max(after.next()).next();
         let before = (self.stored.ceiling, self.stored.jumps.clone());
@@ -297,7 +304,7 @@ impl Identity {
         self.stored.jumps.retain(|&(from, to)| to > cursor && from != after);
         self.stored.jumps.push((after, to));
         self.stored.ceiling = to.plus(CEILING_STEP);
-        self.store().inspect_err(|_| (self.stored.ceiling, self.stored.jumps) = before)?;
+        self.store(ledger).inspect_err(|_| (self.stored.ceiling, self.stored.jumps) = before)?;
         Ok(to)
     }
 
@@ -306,22 +313,35 @@ impl Identity {
         self.stored.jumps.iter().map(|&(after, to)| (after.next(), to.before()))
     }
 
-    fn store(&mut self) -> io::Result<()> {
+    fn store(&mut self, ledger: &mut Ledger) -> io::Result<()> {
         let (new, path) = (self.dir.join("IDENTITY.new"), self.dir.join("IDENTITY"));
+        let bytes = serde_json::to_vec(&self.stored)?;
         let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec(&self.stored)?)?;
+        file.write_all(&bytes)?;
         file.sync_all()?;
+        // Order: a ledger that knew nothing of what is there would take it for a copy.
+        if let Some(witness) = ledger.witness() {
+            ledger.set_witness(Witness { next: print_of(&new, &bytes), ..witness });
+            if let Err(error) = ledger.store() {
+                tracing::debug!(%error, "the loss ledger cannot be written now; a crash would make the buffer a copy");
+            }
+        }
         fs::rename(&new, &path)?;
         File::open(&self.dir)?.sync_all()?;
         self.is_stored = true;
-        self.mark = mark_of(&path);
+        ledger.set_witness(Witness {
+            log: self.log(),
+            epoch: self.epoch(),
+            mark: mark_of(&path),
+            next: None,
+        });
         Ok(())
     }
+}
 
-    /// What the loss ledger has to remember of it.
-    pub(super) fn witness(&self) -> Witness {
-        Witness { log: self.log(), epoch: self.epoch(), mark: self.mark }
-    }
+/// Inode number and checksum of a file that holds `bytes`.
+fn print_of(path: &Path, bytes: &[u8]) -> Option<(u64, u32)> {
+    Some((fs::metadata(path).ok()?.ino(), crc32fast::hash(bytes)))
 }
 
 /// Inode number and time of the last change in nanoseconds of a file; no call can set that time.
@@ -467,9 +487,19 @@ mod tests {
     use super::*;
 
     fn open(dir: &Path) -> Identity {
+        witnessed(dir).0
+    }
+
+    /// An identity, and what a ledger that nobody stores remembers of it.
+    fn witnessed(dir: &Path) -> (Identity, Witness) {
         let mut identity = Identity::open(dir, "gw", None).unwrap();
-        identity.reserve(Seq(0)).unwrap();
-        identity
+        let mut ledger = forgetful(dir);
+        identity.reserve(Seq(0), &mut ledger).unwrap();
+        (identity, ledger.witness().unwrap())
+    }
+
+    fn forgetful(dir: &Path) -> Ledger {
+        Ledger::open(&dir.join("no/ledger"))
     }
 
     #[test]
@@ -538,18 +568,18 @@ mod tests {
         let unused = Identity::open(dir.path(), "gw", None).unwrap();
         let mut used = Identity::open(dir.path(), "gw", None).unwrap();
         assert_eq!(unused.epoch(), used.epoch(), "nothing was stamped with it");
-        used.reserve(Seq(1)).unwrap();
+        used.reserve(Seq(1), &mut forgetful(dir.path())).unwrap();
         assert_eq!(open(dir.path()).epoch(), used.epoch() + 1);
     }
 
     #[test]
     fn reserved_numbers_survive() {
         let dir = tempfile::tempdir().unwrap();
-        let mut identity = open(dir.path());
-        identity.reserve(Seq(5)).unwrap();
+        let (mut identity, mut ledger) = (open(dir.path()), forgetful(dir.path()));
+        identity.reserve(Seq(5), &mut ledger).unwrap();
         let ceiling = identity.ceiling();
         assert!(ceiling >= Seq(5));
-        identity.reserve(ceiling).unwrap();
+        identity.reserve(ceiling, &mut ledger).unwrap();
         assert_eq!(identity.ceiling(), ceiling, "no write while the reserve lasts");
         assert_eq!(open(dir.path()).ceiling(), ceiling);
     }
@@ -557,10 +587,10 @@ mod tests {
     #[test]
     fn a_jump_goes_where_no_number_was_used_and_is_remembered() {
         let dir = tempfile::tempdir().unwrap();
-        let mut identity = open(dir.path());
-        identity.reserve(Seq(100)).unwrap();
+        let (mut identity, mut ledger) = (open(dir.path()), forgetful(dir.path()));
+        identity.reserve(Seq(100), &mut ledger).unwrap();
         let before = identity.ceiling();
-        let to = identity.jump(Seq(40), Seq(0)).unwrap();
+        let to = identity.jump(Seq(40), Seq(0), &mut ledger).unwrap();
         assert!(to > before && identity.ceiling() > to);
         let identity = open(dir.path());
         assert_eq!(identity.jumped().collect::<Vec<_>>(), [(Seq(41), to.before())]);
@@ -587,8 +617,7 @@ mod tests {
     #[test]
     fn with_a_witness_old_events_keep_their_name() {
         let dir = tempfile::tempdir().unwrap();
-        let before = open(dir.path());
-        let witness = before.witness();
+        let (before, witness) = witnessed(dir.path());
         fs::remove_file(dir.path().join("IDENTITY")).unwrap();
         let after = Identity::open(dir.path(), "gw", Some(witness)).unwrap();
         assert_eq!(after.epoch(), before.epoch() + 1);
@@ -602,10 +631,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let old = open(dir.path());
         let copy = fs::read(dir.path().join("IDENTITY")).unwrap();
-        let later = open(dir.path());
+        let (later, witness) = witnessed(dir.path());
         fs::write(dir.path().join("IDENTITY"), copy).unwrap();
-        let witness = Some(later.witness());
-        let restored = Identity::open(dir.path(), "gw", witness).unwrap();
+        let restored = Identity::open(dir.path(), "gw", Some(witness)).unwrap();
         assert!(restored.epoch() > later.epoch());
         assert_ne!(restored.log(), old.log());
         assert_eq!(restored.logs()[0].log, old.log());
@@ -614,16 +642,44 @@ mod tests {
     #[test]
     fn a_copy_put_back_in_place_with_its_ledger_is_known_by_the_time_of_its_change() {
         let dir = tempfile::tempdir().unwrap();
-        let old = open(dir.path());
+        let (old, witness) = witnessed(dir.path());
         let path = dir.path().join("IDENTITY");
-        let untouched = Identity::open(dir.path(), "gw", Some(old.witness())).unwrap();
+        let untouched = Identity::open(dir.path(), "gw", Some(witness)).unwrap();
         assert_eq!(untouched.log(), old.log());
         let copy = fs::read(&path).unwrap();
         open(dir.path());
         // As `cp` does it: into the file that is there.
         fs::write(&path, copy).unwrap();
-        let restored = Identity::open(dir.path(), "gw", Some(old.witness())).unwrap();
+        let restored = Identity::open(dir.path(), "gw", Some(witness)).unwrap();
         assert_ne!(restored.log(), old.log());
+    }
+
+    #[test]
+    fn a_death_before_the_ledger_is_stored_makes_no_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("LEDGER");
+        let reopen = || {
+            let ledger = Ledger::open(&path);
+            (Identity::open(dir.path(), "gw", ledger.witness()).unwrap(), ledger)
+        };
+        let (mut first, mut ledger) = reopen();
+        first.reserve(Seq(1), &mut ledger).unwrap();
+        ledger.store().unwrap();
+        for _ in 0..3 {
+            // A start, then numbers that run out: each time it dies before what the ledger has to remember is on disk.
+            let (mut identity, mut ledger) = reopen();
+            assert_eq!(identity.log(), first.log());
+            identity.reserve(Seq(1), &mut ledger).unwrap();
+            assert_eq!(reopen().0.log(), first.log());
+            identity.reserve(identity.ceiling().next(), &mut ledger).unwrap();
+            assert_eq!(reopen().0.log(), first.log());
+        }
+        // What was announced and is not there is no excuse for a copy.
+        let copy = fs::read(dir.path().join("IDENTITY")).unwrap();
+        let (mut identity, mut ledger) = reopen();
+        identity.reserve(Seq(1), &mut ledger).unwrap();
+        fs::write(dir.path().join("IDENTITY"), copy).unwrap();
+        assert_ne!(reopen().0.log(), first.log());
     }
 
     #[test]

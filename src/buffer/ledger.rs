@@ -130,6 +130,10 @@ pub(super) struct Witness {
     /// Inode number and time of the last change of its `IDENTITY`, which no restore can set.
     #[serde(default)]
     pub(super) mark: Option<(u64, u64)>,
+    /// Inode number and checksum of the `IDENTITY` that is about to take its place. Told before that is there: a crash
+    /// in between is no copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) next: Option<(u64, u32)>,
 }
 
 /// Generations that are being replaced by one.
@@ -341,7 +345,10 @@ mod tests {
             (|ledger| assert_eq!(ledger.count_range(Reason::Corrupt, Seq(1), Seq(2)), 0), false),
             (|ledger| ledger.announced(Reason::Invalid, 2), true),
             (|ledger| ledger.forget_ranges(), true),
-            (|ledger| ledger.set_witness(Witness { log: Uuid::nil(), epoch: 1, mark: None }), false),
+            (
+                |ledger| ledger.set_witness(Witness { log: Uuid::nil(), epoch: 1, mark: None, next: None }),
+                false,
+            ),
             (|ledger| ledger.store().unwrap(), false),
         ];
         for (number, (step, changes)) in steps.into_iter().enumerate() {

@@ -4,6 +4,7 @@
 //! the sync, because the page cache outlives the process: the buffer's own tests do that with a disk that forgets.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
 use crate::harness::agent::Agent;
@@ -69,6 +70,37 @@ fn killed_at_any_time_nothing_acknowledged_is_missing() {
     );
     assert!(acked.values().sum::<u64>() > 1000, "the producers were hardly served: {acked:?}");
     assert_eq!(agent.stop().code(), Some(0));
+}
+
+/// A death between the files that hold the buffer's name is not a restore from a backup: with another name Kafka's cursor
+/// would be another buffer's, and exactly-once would send events twice.
+#[test]
+fn killed_while_it_starts_it_is_no_copy_of_itself() {
+    const ROUNDS: usize = 20;
+    let mut agent = Agent::start(|config| {
+        config.kafka("127.0.0.1:1", "events");
+    });
+    let identity = agent.data_dir().join("buffer/IDENTITY");
+    let changed = || {
+        let found = std::fs::metadata(&identity).unwrap();
+        (found.ctime(), found.ctime_nsec())
+    };
+    for _ in 0..ROUNDS {
+        agent.kill9();
+        let before = changed();
+        agent.begin();
+        // At once, before what comes behind it.
+        let deadline = Instant::now() + USUAL;
+        while changed() == before {
+            assert!(Instant::now() < deadline, "the start does not write IDENTITY: {:?}", agent.log());
+            std::thread::yield_now();
+        }
+    }
+    agent.kill9();
+    agent.begin();
+    let opened = agent.wait_log("buffer open", USUAL);
+    assert!(opened.contains(&format!(" epoch={} ", ROUNDS + 2)), "{opened}");
+    assert_eq!(agent.log_count("is a copy"), 0, "{:?}", agent.log());
 }
 
 #[test]

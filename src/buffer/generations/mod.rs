@@ -317,11 +317,11 @@ impl<H: Shelf> Generations<H> {
     fn add_generation(&mut self) -> Result<(), StoreError> {
         if self.must_jump {
             let (durable, cursor) = (self.durable, self.cursor);
-            self.next = self.promise(|identity| identity.jump(durable, cursor))?;
+            self.next = self.promise(|identity, ledger| identity.jump(durable, cursor, ledger))?;
             self.must_jump = false;
         }
         let (first, cursor) = (self.next, self.cursor);
-        self.promise(|identity| identity.reserve(first))?;
+        self.promise(|identity, ledger| identity.reserve(first, ledger))?;
         if let Some(leftover) = self.leftover {
             self.shelf.delete(leftover)?;
             self.leftover = None;
@@ -352,11 +352,11 @@ impl<H: Shelf> Generations<H> {
     }
 
     /// Lets the identity give its word on numbers; the ledger remembers which identity that was.
-    fn promise<T>(&mut self, give: impl FnOnce(&mut Identity) -> io::Result<T>) -> Result<T, StoreError> {
-        let given = give(&mut self.identity);
-        // A crash before the ledger has this costs the buffer's log id, nothing else.
-        self.ledger.set_witness(self.identity.witness());
-        given.map_err(|e| StoreError::io("IDENTITY", &e))
+    fn promise<T>(
+        &mut self,
+        give: impl FnOnce(&mut Identity, &mut Ledger) -> io::Result<T>,
+    ) -> Result<T, StoreError> {
+        give(&mut self.identity, &mut self.ledger).map_err(|e| StoreError::io("IDENTITY", &e))
     }
 
     /// A generation in which nothing ever became durable has the name that the next one gets: it goes.
@@ -476,7 +476,7 @@ impl<H: Shelf> Generations<H> {
     fn try_put(&mut self, batch: &Batch) -> Result<Seq, StoreError> {
         let first = self.next;
         let end = first.plus(batch.len() as u64);
-        self.promise(|identity| identity.reserve(end))?;
+        self.promise(|identity, ledger| identity.reserve(end, ledger))?;
         let newest = self.newest.as_mut().ok_or_else(not_writable)?;
         let mut put_bytes = 0;
         let mut at = 0;
