@@ -80,6 +80,7 @@ fn killed_while_it_starts_it_is_no_copy_of_itself() {
     let mut agent = Agent::start(|config| {
         config.kafka("127.0.0.1:1", "events");
     });
+    agent.wait_log("buffer open", USUAL);
     let identity = agent.data_dir().join("buffer/IDENTITY");
     let changed = || {
         let found = std::fs::metadata(&identity).unwrap();
