@@ -110,7 +110,7 @@ arm: ## Static binaries for aarch64, ARMv7, ARMv6 and x86-64 into target/arm, ch
 	$(SERVICES) run -- deploy/arm/check memory
 
 .PHONY: arm-test
-arm-test: ## What the ARM binaries do under qemu (two hours): lists of tests on each, a buffer that goes between all
+arm-test: ## What the ARM binaries do under qemu (three quarters of an hour): lists of tests on each, a buffer that goes between all
 	deploy/arm/test exchange
 	$(SERVICES) run -- deploy/arm/test aarch64-unknown-linux-musl --long
 	$(SERVICES) run -- deploy/arm/test armv7-unknown-linux-musleabihf --long
