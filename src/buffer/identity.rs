@@ -196,22 +196,20 @@ impl Identity {
     /// [`OpenError::Newer`] for a directory of a later version, [`OpenError::Io`] when it cannot be read.
     pub(super) fn open(dir: &Path, agent: &str, witness: Option<Witness>) -> Result<Self, OpenError> {
         let path = dir.join("IDENTITY");
-        let mut is_announced = false;
-        let (found, is_damaged) = match fs::read(&path) {
+        let (found, is_damaged, is_announced) = match fs::read(&path) {
             Ok(bytes) => match serde_json::from_slice::<Layout>(&bytes) {
                 Ok(Layout { format }) if format > FORMAT => {
                     return Err(OpenError::Newer { dir: dir.to_owned(), format });
                 }
                 _ => {
-                    is_announced = witness
-                        .and_then(|w| w.next)
-                        .is_some_and(|next| print_of(&path, &bytes) == Some(next));
+                    let next = witness.and_then(|w| w.next);
+                    let is_announced = next.is_some() && next == print_of(&path, &bytes);
                     let stored = serde_json::from_slice::<Stored>(&bytes).ok();
                     let is_damaged = stored.is_none();
-                    (stored.filter(|stored| !stored.logs.is_empty()), is_damaged)
+                    (stored.filter(|stored| !stored.logs.is_empty()), is_damaged, is_announced)
                 }
             },
-            Err(e) if e.kind() == io::ErrorKind::NotFound => (None, false),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (None, false, false),
             Err(e) => return Err(OpenError::io(&path, &e)),
         };
         if is_damaged {

@@ -80,7 +80,8 @@ fn killed_while_it_starts_it_is_no_copy_of_itself() {
     let mut agent = Agent::start(|config| {
         config.kafka("127.0.0.1:1", "events");
     });
-    agent.wait_log("buffer open", USUAL);
+    let log_of = |line: &str| line.split(' ').find(|word| word.starts_with("log=")).unwrap().to_owned();
+    let log = log_of(&agent.wait_log("buffer open", USUAL));
     let identity = agent.data_dir().join("buffer/IDENTITY");
     let changed = || {
         let found = std::fs::metadata(&identity).unwrap();
@@ -101,6 +102,8 @@ fn killed_while_it_starts_it_is_no_copy_of_itself() {
     agent.begin();
     let opened = agent.wait_log("buffer open", USUAL);
     assert!(opened.contains(&format!(" epoch={} ", ROUNDS + 2)), "{opened}");
+    // The log of this start alone could not tell of the others.
+    assert_eq!(log_of(&opened), log);
     assert_eq!(agent.log_count("is a copy"), 0, "{:?}", agent.log());
 }
 
